@@ -1,0 +1,5 @@
+"""`python -m segray` is `segray`."""
+
+from segray.cli import main
+
+main()

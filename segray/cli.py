@@ -1,0 +1,126 @@
+"""The `segray` command tree."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from segray import __version__
+from segray.config import RequestError, SegrayError, load_sweep
+from segray.config.errors import ConfigError, MissingInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Arguments = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE [key=value ...]",
+        help="A sweep file, and config keys to override, as in train.epochs=5.",
+        show_default=False,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    """Which segmentation model is best on my street images once each is tuned fairly?"""
+    if version:
+        typer.echo(f"segray {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def sweep(arguments: Arguments) -> None:
+    """Tune a model: search the parameters of a sweep file, show which values won.
+
+    Examples:
+
+        segray sweep sweeps/quickstart.yaml
+
+        segray sweep sweeps/unet.yaml data.root=/data/cityscapes run_cap=12
+
+        segray sweep sweeps/segformer.yaml name=b3-short train.epochs=5 tracking.wandb.mode=offline
+    """
+    from segray.sweep.runner import run_sweep
+
+    file, overrides = _split(arguments)
+    with _Advice(file):
+        run_sweep(load_sweep(file, overrides))
+
+
+@app.command()
+def train(arguments: Arguments) -> None:
+    """One training with the file's own values, without search.
+
+    Example:
+
+        segray train sweeps/unet.yaml data.root=/data/cityscapes train.optimizer.lr=1e-3
+    """
+    from segray.sweep.runner import run_training
+
+    file, overrides = _split(arguments)
+    with _Advice(file):
+        run_training(load_sweep(file, overrides))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong."""
+    try:
+        app(args=arguments, prog_name="segray")
+    except SegrayError as error:
+        Console(stderr=True, highlight=False).print(
+            f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
+        )
+        sys.exit(error.exit_code)
+
+
+class _Advice:
+    """Adds, where a dataset or weights are missing, a command that needs neither."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        missing = isinstance(error, MissingInput) or (
+            isinstance(error, ConfigError) and any(p.path == "data.root" for p in error.problems)
+        )
+        if missing and isinstance(error, RequestError):
+            error.args = (f"{error}\n\n{_without_downloads(self._file)}",)
+
+
+def _without_downloads(file: str) -> str:
+    command = [
+        *("python", "-m", "segray.sweep", file, "name=no-download"),
+        "data={format: scenes}",
+        "model={name: segformer, variant: b0, width: 0.25}",
+        *("train.crop=null", "train.epochs=4", "early_terminate=null", "run_cap=2", "final=null"),
+    ]
+    return f"To see segray at work without dataset or weights (generated scenes):\n  {shlex.join(command)}"
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    files = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    if len(files) != 1:
+        raise RequestError(
+            f"expected one sweep file and key=value overrides, got {len(files)} files: "
+            f"{shlex.join(arguments)}"
+        )
+    return files[0], [argument for argument in arguments if argument not in files]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

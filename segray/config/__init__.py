@@ -1,0 +1,41 @@
+"""YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
+
+from segray.config.errors import ConfigError, Problem, RequestError, SegrayError, WorkError
+from segray.config.load import CATEGORIES, CITYSCAPES_HELP, load_sweep, metric_names, trial_config
+from segray.config.schema import (
+    Augment,
+    CityscapesData,
+    Loss,
+    Optimizer,
+    Parameter,
+    ScenesData,
+    Schedule,
+    SweepConfig,
+    Train,
+    TrialConfig,
+)
+from segray.config.yaml_file import dump
+
+__all__ = [
+    "CATEGORIES",
+    "CITYSCAPES_HELP",
+    "Augment",
+    "CityscapesData",
+    "ConfigError",
+    "Loss",
+    "Optimizer",
+    "Parameter",
+    "Problem",
+    "RequestError",
+    "ScenesData",
+    "Schedule",
+    "SegrayError",
+    "SweepConfig",
+    "Train",
+    "TrialConfig",
+    "WorkError",
+    "dump",
+    "load_sweep",
+    "metric_names",
+    "trial_config",
+]

@@ -1,0 +1,372 @@
+"""The sweep file as frozen pydantic models: every key, its type, its bounds and its default."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Size = Annotated[tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]], "H, W"]
+
+
+class Frozen(BaseModel):
+    """Immutable, and a key that is not in the schema is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class UNet(Frozen):
+    """The classic encoder-decoder with skip connections; the default has 31M parameters."""
+
+    name: Literal["unet"]
+    width: Positive = 64
+    """Channels of the first stage; each stage below has twice as many."""
+    depth: Annotated[int, Field(ge=1, le=7)] = 4
+    """How many times the encoder halves the image."""
+
+
+class Segformer(Frozen):
+    """SegFormer, from a pretrained encoder or from scratch."""
+
+    name: Literal["segformer"]
+    pretrained: str | None = None
+    """A hub name (nvidia/mit-b3) or a folder that holds a checkpoint."""
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] | None = None
+    """The shape to train from scratch, instead of `pretrained`."""
+    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    """Scales the channels of `variant`; 0.5 makes a model for CPUs."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth rate of the last encoder block."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.pretrained is None) == (self.variant is None):
+            raise ValueError("give either pretrained (a hub name or folder) or variant (b0 to b5)")
+        if self.pretrained is not None and self.width != 1:
+            raise ValueError("width scales a variant from scratch; pretrained weights have theirs")
+        return self
+
+
+class _Data(Frozen):
+    size: Size
+    """H, W that images are cached and evaluated at."""
+    split: Literal["official", "pooled"] = "official"
+    """official: some whole cities of train are val, Cityscapes' val is test.
+    pooled: train + val shuffled into 85 / 7.5 / 7.5 %."""
+    split_seed: int = 0
+    """Which cities (official) or images (pooled) go where. Not moved by `seed`."""
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """official: cities are held out until val has this share of train's images."""
+    ignore: Literal["void", "none"] = "void"
+    """void: pixels whose truth is void count nowhere (K=7). none: void is a class (K=8)."""
+
+
+class CityscapesData(_Data):
+    """leftImg8bit/ and gtFine/*_labelIds.png below `root`."""
+
+    format: Literal["cityscapes"]
+    root: str
+    """The folder that holds leftImg8bit/ and gtFine/."""
+
+
+class ScenesData(_Data):
+    """Generated street scenes: no download; written once as files in Cityscapes' layout."""
+
+    format: Literal["scenes"]
+    size: Size = (96, 192)
+    root: str | None = None
+    """Where to write them; default: below segray's cache folder."""
+    train_images: Positive = 200
+    """Images of the cities that train and val are made of."""
+    test_images: Positive = 60
+    """Images of the cities that only the final stage sees."""
+    cities: Annotated[int, Field(ge=2)] = 10
+    """How many cities train and val are made of."""
+    test_cities: Positive = 3
+    """How many cities test is made of."""
+    seed: int = 0
+    """Another seed draws other cities."""
+
+    @model_validator(mode="after")
+    def _enough_images(self) -> Self:
+        if self.train_images < self.cities or self.test_images < self.test_cities:
+            raise ValueError("every city needs an image: raise train_images, test_images")
+        return self
+
+
+class Optimizer(Frozen):
+    """AdamW; no decay on norms and biases."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    head_lr_mult: Annotated[float, Field(gt=0)] = 1.0
+    """The learning rate of everything behind the encoder is lr times this."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradients are scaled down to this global L2 norm; null leaves them as they are."""
+
+
+class Schedule(Frozen):
+    """How the learning rate moves; warm-up comes first, whichever is chosen."""
+
+    name: Literal["poly", "plateau", "constant"] = "poly"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """The learning rate rises linearly from lr / warmup_steps over this many steps."""
+    power: Annotated[float, Field(gt=0)] = 1.0
+    """poly: lr x (1 - step/steps)^power."""
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """plateau: lr is multiplied by this ..."""
+    patience: Annotated[int, Field(ge=0)] = 2
+    """plateau: ... after more than this many epochs without a better metric."""
+
+
+class EarlyStop(Frozen):
+    """Stop once the metric has not improved for a while."""
+
+    patience: Positive
+    """Epochs without improvement after which training stops."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What counts as improvement, in the metric's own unit."""
+
+
+class Loss(Frozen):
+    """Cross-entropy on class indices, plus `dice` times the soft Dice loss."""
+
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """null, balanced (by the square root of train's class frequencies), or one weight a class."""
+    dice: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the soft Dice loss beside cross-entropy."""
+
+
+class Augment(Frozen):
+    """Random changes of a training image; 0 (or scale [1, 1]) switches one off."""
+
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    """Zoom, drawn log-uniformly between the two; what is missing at the rim is ignored."""
+    flip: Share = 0.0
+    """Probability of a left-right flip."""
+    brightness: Share = 0.0
+    """Pixels times 1 +- this."""
+    contrast: Share = 0.0
+    """Distance from the image's mean grey times 1 +- this."""
+    saturation: Share = 0.0
+    """Distance from the pixel's own grey times 1 +- this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turned by +- this share of a full circle."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur of 0.1 to 1.5 pixels."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is [smallest, largest], got {list(self.scale)}")
+        return self
+
+
+class Train(Frozen):
+    """The training loop."""
+
+    epochs: Positive = 20
+    batch_size: Positive = 8
+    """Images a step, summed over workers."""
+    crop: Size | None = None
+    """H, W that a step sees, cut from the cached image; null: data.size."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU that has it, else fp32."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    early_stop: EarlyStop | None = None
+    loss: Loss = Loss()
+    augment: Augment = Augment()
+
+
+class Metric(Frozen):
+    """What the sweep optimizes."""
+
+    name: str = "val/miou"
+    """val/miou, val/dice, val/accuracy, val/loss or val/iou/<category>."""
+    goal: Literal["maximize", "minimize"] = "maximize"
+    cost_per_epoch: Annotated[float, Field(ge=0)] = 0.0
+    """What an epoch costs in the metric's unit, so that a long patience has a price."""
+
+
+class Parameter(Frozen):
+    """The values a searched key may take, in the words of a W&B sweep."""
+
+    distribution: (
+        Literal["categorical", "constant", "uniform", "int_uniform", "log_uniform_values"] | None
+    ) = None
+    values: tuple[Any, ...] | None = None
+    value: Any = None
+    min: int | float | None = None
+    max: int | float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_distribution(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "distribution" in raw:
+            return raw
+        if "values" in raw:
+            kind = "categorical"
+        elif "value" in raw:
+            kind = "constant"
+        else:
+            both_int = all(type(raw.get(end)) is int for end in ("min", "max"))
+            kind = "int_uniform" if both_int else "uniform"
+        return {**raw, "distribution": kind}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needs = {"categorical": {"values"}, "constant": {"value"}}.get(
+            self.distribution or "", {"min", "max"}
+        )
+        given = {key for key in ("values", "value", "min", "max") if key in self.model_fields_set}
+        if given != needs:
+            raise ValueError(
+                f"a {self.distribution} parameter needs {' and '.join(sorted(needs))}, "
+                f"got {' and '.join(sorted(given)) or 'neither values nor min and max'}"
+            )
+        if self.values is not None and len(self.values) == 0:
+            raise ValueError("values needs at least one value")
+        if self.min is not None and self.max is not None:
+            if self.min >= self.max:
+                raise ValueError(f"min must be below max, got min={self.min} and max={self.max}")
+            if self.distribution == "log_uniform_values" and self.min <= 0:
+                raise ValueError(f"a logarithmic range must start above 0, got min={self.min}")
+            if self.distribution == "int_uniform" and float(self.min + self.max) % 1:
+                raise ValueError(f"int_uniform needs whole numbers, got {self.min} and {self.max}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
+
+    def probes(self) -> tuple[Any, ...]:
+        """Values to try against the schema: every choice, or both ends and a point between."""
+        if self.values is not None:
+            return self.values
+        if self.min is None or self.max is None:
+            return (self.value,)
+        between = self.min + 0.3819660113 * (self.max - self.min)  # never a whole number by chance
+        return (self.min, self.max, round(between) if self.distribution == "int_uniform" else between)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the sampler could draw `value`."""
+        if self.values is not None:
+            return any(value == choice for choice in self.values)
+        if self.min is None or self.max is None:
+            return bool(value == self.value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        whole = self.distribution != "int_uniform" or (number and float(value).is_integer())
+        return number and whole and self.min <= value <= self.max
+
+
+class Asha(Frozen):
+    """Asynchronous successive halving: at each rung only the best 1/eta of trials go on."""
+
+    type: Literal["asha"]
+    min_iter: Positive = 3
+    """The first rung, in epochs; no trial is stopped before it."""
+    eta: Annotated[int, Field(ge=2)] = 3
+    """Rungs stand at min_iter x eta^k epochs."""
+
+
+class Budget(Frozen):
+    """When a sweep stops even though trials are left."""
+
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Wall-clock hours; then running trials end after their epoch and no new one starts."""
+    max_failed_trials: Annotated[int, Field(ge=0)] = 3
+    """One more failed trial than this ends the sweep."""
+
+
+class Resources(Frozen):
+    """What one trial gets."""
+
+    workers: Positive = 1
+    """Processes a trial trains on."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """auto: 1 where the cluster has GPUs, else 0."""
+    cpus_per_worker: Positive | Literal["auto"] = "auto"
+    """auto: the cluster's cores shared out over its GPUs, or 1 without GPUs."""
+    max_concurrent: Positive | Literal["auto"] = "auto"
+    """auto: as many trials at once as fit."""
+
+
+class Final(Frozen):
+    """Train the winner again, once a seed, and score it on the test split."""
+
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    workers: Positive = 1
+    """May differ from resources.workers: search on one GPU a trial, retrain on all."""
+
+
+class Wandb(Frozen):
+    """Weights & Biases."""
+
+    project: str = "segray"
+    entity: str | None = None
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online where a key is known, else offline."""
+    images: Annotated[int, Field(ge=0)] = 4
+    """Validation images with true and predicted masks a trial logs; 0 sends none."""
+
+
+class Tracking(Frozen):
+    """Where results go beside the run folder."""
+
+    wandb: Wandb = Wandb()
+
+
+Model = Annotated[UNet | Segformer, Field(discriminator="name")]
+Data = Annotated[CityscapesData | ScenesData, Field(discriminator="format")]
+
+
+class TrialConfig(Frozen):
+    """Everything that decides the numbers of one training."""
+
+    model: Model
+    data: Data
+    train: Train
+    metric: Metric
+    seed: int
+    workers: Positive
+    gpus_per_worker: Annotated[float, Field(ge=0)]
+    threads: Positive
+    """torch's CPU threads in each worker: sums depend on their order, so it is frozen."""
+
+
+class SweepConfig(Frozen):
+    """A sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """The run folder's name and the W&B group."""
+    storage: str = "runs"
+    """The folder that run folders stand in."""
+    model: Model
+    data: Data
+    train: Train = Train()
+    metric: Metric = Metric()
+    method: Literal["tpe", "random"] = "tpe"
+    seed: int = 0
+    parameters: dict[str, Parameter] = {}
+    """What is searched: the dotted path of any key of model or train -> its values."""
+    start_points: tuple[dict[str, Any], ...] = ()
+    """Assignments to try first; parameters they leave out are drawn."""
+    early_terminate: Asha | None = None
+    run_cap: Positive = 20
+    """Trials in the sweep."""
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+    final: Final | None = None
+    tracking: Tracking = Tracking()

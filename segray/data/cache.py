@@ -1,0 +1,139 @@
+"""Decoded, resized, label-mapped images in two uint8 arrays that every trial on a node maps.
+
+The name of a cache is a digest of all that its bytes depend on, so a cache is never updated: other
+files, another size or label map make another one. It is built under a file lock into a temporary
+folder and renamed, so a folder with the final name is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+from filelock import FileLock
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from segray.config import RequestError
+from segray.data.cityscapes import Sample
+from segray.data.labels import label_table
+
+FORMAT = 1
+Progress = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+
+def cache_root() -> Path:
+    """$SEGRAY_CACHE, or the system's place for caches."""
+    return Path(os.environ.get("SEGRAY_CACHE") or platformdirs.user_cache_dir("segray"))
+
+
+def open_cache(
+    samples: Sequence[Sample], *, size: tuple[int, int], ignore: str, progress: Progress | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Images (N, H, W, 3) and masks of class indices (N, H, W), mapped; built if need be.
+
+    Raises RequestError for an image or mask that cannot be read, a mask of another size than its
+    image, a label id that Cityscapes does not know, or a disk without room.
+    """
+    folder = cache_root() / f"images-{_digest(samples, size, ignore)}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():  # another process may have built it meanwhile
+                _build(folder, samples, size, ignore, progress)
+    # "c" lets torch wrap the arrays without a warning; nobody writes to them.
+    images = np.load(folder / "images.npy", mmap_mode="c")
+    masks = np.load(folder / "masks.npy", mmap_mode="c")
+    return images, masks
+
+
+def _digest(samples: Sequence[Sample], size: tuple[int, int], ignore: str) -> str:
+    files = []
+    for sample in samples:
+        for path in (sample.image, sample.mask):
+            stat = path.stat()
+            files.append((str(path), stat.st_size, stat.st_mtime_ns))
+    table, _ = label_table(ignore)
+    facts = json.dumps([FORMAT, list(size), table.tolist(), files])
+    return hashlib.sha256(facts.encode()).hexdigest()[:20]
+
+
+def _build(
+    folder: Path,
+    samples: Sequence[Sample],
+    size: tuple[int, int],
+    ignore: str,
+    progress: Progress | None,
+) -> None:
+    need = len(samples) * size[0] * size[1] * 4
+    free = shutil.disk_usage(folder.parent).free
+    if need > 0.95 * free:
+        raise RequestError(
+            f"the image cache needs {need / 1e9:.1f} GB ({len(samples)} images x {size[0]} x "
+            f"{size[1]} x 4 bytes) and {folder.parent} has {free / 1e9:.1f} GB free: make room, "
+            "name another folder in SEGRAY_CACHE, or lower data.size"
+        )
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed build: we hold the lock
+    temporary.mkdir()
+    create = np.lib.format.open_memmap
+    shape = (len(samples), *size)
+    images = create(temporary / "images.npy", "w+", np.uint8, (*shape, 3))
+    masks = create(temporary / "masks.npy", "w+", np.uint8, shape)
+    table, known = label_table(ignore)
+
+    def fill(position: int) -> None:
+        image, label_ids = _read_pair(samples[position], size)
+        if not known[label_ids].all():
+            unknown = sorted(set(np.unique(label_ids).tolist()) - set(np.flatnonzero(known)))
+            raise RequestError(
+                f"{samples[position].mask}: unknown label ids {unknown}; expected Cityscapes' "
+                "labelIds, 0 to 33 (255 for a licence plate)"
+            )
+        images[position] = image
+        masks[position] = table[label_ids]
+
+    # Threads are enough: Pillow decodes and resizes without the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for done, _ in enumerate(pool.map(fill, range(len(samples))), start=1):
+                if progress is not None:
+                    progress(done, len(samples))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    images.flush()
+    masks.flush()
+    temporary.rename(folder)
+
+
+def _read_pair(
+    sample: Sample, size: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Image (H, W, 3) and label ids (H, W) at `size`."""
+    target = (size[1], size[0])
+    try:
+        with Image.open(sample.image) as image, Image.open(sample.mask) as mask:
+            if mask.size != image.size:
+                raise RequestError(
+                    f"{sample.mask}: {mask.size[0]}x{mask.size[1]} pixels, but its image has "
+                    f"{image.size[0]}x{image.size[1]}"
+                )
+            if mask.mode not in ("L", "P"):
+                raise RequestError(
+                    f"{sample.mask}: expected one 8-bit label id a pixel, got Pillow mode "
+                    f"{mask.mode}"
+                )
+            pixels = image.convert("RGB").resize(target, Image.Resampling.BILINEAR)
+            label_ids = mask.resize(target, Image.Resampling.NEAREST)
+    except (UnidentifiedImageError, OSError) as error:
+        raise RequestError(f"cannot read {sample.image} or its mask: {error}") from None
+    return np.asarray(pixels), np.asarray(label_ids)

@@ -1,0 +1,115 @@
+"""Batches: uint8 from the cache, cut and zoomed by threads ahead of the step that needs them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segray.config import Augment
+from segray.data.augment import colour_and_normalise, crop_and_zoom, draw
+from segray.data.dataset import Dataset
+
+AHEAD = 3  # batches prepared in advance
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images of H x W pixels."""
+
+    images: Tensor  # (N, 3, H, W) uint8
+    masks: Tensor  # (N, H, W) uint8: class index, or 255 where nothing counts
+    colour: Tensor | None = None  # (N, 4), see colour_and_normalise
+    sigma: Tensor | None = None  # (N,)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Normalised float images (N, 3, H, W) and uint8 masks (N, H, W) on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            if device.type != "cuda":
+                return tensor.to(device)
+            return tensor.pin_memory().to(device, non_blocking=True)
+
+        colour = None if self.colour is None else move(self.colour)
+        sigma = None if self.sigma is None else move(self.sigma)
+        return colour_and_normalise(move(self.images), colour, sigma), move(self.masks)
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """Shuffled, augmented batches of one worker; the last, smaller batch is left out."""
+
+    dataset: Dataset
+    positions: Sequence[int]
+    crop: tuple[int, int]
+    batch_size: int  # over all workers
+    augment: Augment
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        return len(self.positions) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This worker's share of every batch of an epoch, in the order all workers agree on."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.positions)
+        share = self.batch_size // self.world_size
+        starts = [step * self.batch_size + self.rank * share for step in range(self.steps)]
+        return _ahead([order[start : start + share].tolist() for start in starts], self._load(epoch))
+
+    def _load(self, epoch: int) -> Callable[[list[int]], Batch]:
+        settings = self.augment
+        colours = any((settings.brightness, settings.contrast, settings.saturation, settings.hue))
+
+        def load(positions: list[int]) -> Batch:
+            changes = [draw(settings, self.seed, epoch, position) for position in positions]
+            pairs = [
+                crop_and_zoom(*self.dataset.pair(position), change, self.crop)
+                for position, change in zip(positions, changes, strict=True)
+            ]
+            return Batch(
+                images=torch.stack([image for image, _ in pairs]),
+                masks=torch.stack([mask for _, mask in pairs]),
+                colour=torch.tensor([c.colour for c in changes]) if colours else None,
+                sigma=torch.tensor([c.sigma for c in changes]) if settings.blur else None,
+            )
+
+        return load
+
+
+def eval_batches(
+    dataset: Dataset, positions: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[list[int], Batch]]:
+    """Whole images in order, every world_size-th one: no image is padded, doubled or left out."""
+    mine = list(positions[rank::world_size])
+    groups = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+    def load(group: list[int]) -> Batch:
+        pairs = [dataset.pair(position) for position in group]
+        images = torch.stack([image for image, _ in pairs]).permute(0, 3, 1, 2)  # (N, 3, H, W)
+        return Batch(images, torch.stack([mask for _, mask in pairs]))
+
+    return zip(groups, _ahead(groups, load), strict=True)
+
+
+def _ahead(groups: list[list[int]], load: Callable[[list[int]], Batch]) -> Iterator[Batch]:
+    """load(group) for each group in order, AHEAD of them on the way in a thread."""
+    waiting: deque[Future[Batch]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="segray-loader") as pool:
+        try:
+            for group in groups:
+                waiting.append(pool.submit(load, group))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,1 @@
+"""Trials, chosen by Optuna and run by Ray Tune, and the records they leave."""

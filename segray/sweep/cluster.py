@@ -1,0 +1,124 @@
+"""Ray for a sweep: started quietly on this machine, or joined where RAY_ADDRESS names a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from segray.config import RequestError
+from segray.config.schema import Resources
+
+# Read by Ray as it is imported. Tune's own tables, files and snapshots: segray's records replace
+# them.
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+# Ray Train inside a trial: a dead worker is noticed after this many seconds rather than 2 ...
+_WORKERS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # ... and nothing here reacts to a cloud's notice of preemption.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every trial of a stage gets."""
+
+    workers: int
+    threads: int  # CPUs of a worker, and torch's threads in it
+    gpus_per_worker: float
+    concurrent: int
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[dict[str, float]]:
+    """Ray, for as long as the context lasts; yields the cluster's resources (CPU, GPU).
+
+    Nothing listens beyond loopback. The dashboard runs because Ray Train, on its way out, asks its
+    State API to free the workers' places; it must be this Ray's dashboard and no other's, hence a
+    port of our own.
+    """
+    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    port = _free_port()
+    api = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    try:
+        if address:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _WORKERS},
+            )
+        else:
+            ray.init(
+                address="local",  # never a Ray that somebody else left on this machine
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
+                object_store_memory=200 * 2**20,  # nothing large passes through it
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": _WORKERS | api},
+                _node_ip_address="127.0.0.1",
+            )
+    except ConnectionError as error:
+        raise RequestError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
+    # A trial's failure is told by its record; Tune and Train would print its traceback as well.
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def plan(resources: Resources, cluster: dict[str, float], trials: int) -> Plan:
+    """What each of `trials` trials gets of the cluster.
+
+    auto: a worker takes a GPU where there are any; the cores are shared out over the GPUs, or over
+    the workers that max_concurrent asks for, or each worker takes one core. Raises RequestError, with
+    the arithmetic, for a trial that the cluster can never hold.
+    """
+    cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
+    per_gpu = resources.gpus_per_worker
+    gpu_share = (1.0 if gpus else 0.0) if per_gpu == "auto" else per_gpu
+    wanted = None if resources.max_concurrent == "auto" else resources.max_concurrent
+    if resources.cpus_per_worker != "auto":
+        threads = resources.cpus_per_worker
+    elif gpu_share:
+        threads = max(1, int(cpus * gpu_share / gpus)) if gpus else 1
+    elif wanted:
+        threads = max(1, cpus // (min(wanted, trials) * resources.workers))
+    else:
+        threads = 1
+    fits = cpus // (threads * resources.workers)
+    if gpu_share:
+        fits = min(fits, int(gpus / (gpu_share * resources.workers) + 1e-9))
+    if fits == 0:
+        raise RequestError(
+            f"resources: a trial of {resources.workers} workers needs "
+            f"{threads * resources.workers} CPUs and {gpu_share * resources.workers:g} GPUs; "
+            f"this cluster has {cpus} CPUs and {gpus:g} GPUs. Lower resources.workers, "
+            "cpus_per_worker or gpus_per_worker"
+        )
+    return Plan(resources.workers, threads, gpu_share, min(fits, wanted or fits, trials))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

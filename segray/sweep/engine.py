@@ -1,0 +1,154 @@
+"""Trials on Ray Tune: it finds each a place on the cluster and runs it there.
+
+Which trial comes next and what its result means is the queue's business. Tune's own experiment
+snapshot is not used (see records), so its folder is scratch and goes when the trials have ended.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+from optuna.pruners import BasePruner
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+from segray.sweep.board import open_board
+from segray.sweep.cluster import Plan
+from segray.sweep.progress import Screen
+from segray.sweep.records import (
+    TrialResult,
+    TrialSpec,
+    failed_outcome,
+    read_outcome,
+    write_outcome,
+)
+from segray.sweep.search import Queue
+from segray.sweep.trial import tune_trainable, tune_trainable_on_workers
+
+
+def run_trials(
+    queue: Queue,
+    stage: Plan,
+    screen: Screen,
+    *,
+    board: str,
+    scratch: Path,
+    total: int,
+    goal: str,
+    pruner: BasePruner,
+    deadline: float | None = None,
+) -> None:
+    """Run up to `total` trials of `queue`, stage.concurrent at a time, until all have ended."""
+    handle = open_board(board, pruner, goal, deadline)
+    booking = _Booking(queue, screen, lambda: ray.get(handle.close.remote()))
+    if stage.workers == 1:
+        resources = {"CPU": stage.threads} | (
+            {"GPU": stage.gpus_per_worker} if stage.gpus_per_worker else {}
+        )
+        trainable = tune.with_resources(tune_trainable, resources)
+    else:
+        # The trial itself only waits for its workers: no CPU, but Tune wants some resource.
+        trainable = tune.with_resources(
+            tune_trainable_on_workers, {"node:__internal_head__": 0.001}
+        )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=_Source(queue, board),
+            num_samples=total,
+            max_concurrent_trials=stage.concurrent,
+            reuse_actors=stage.workers == 1,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(scratch), verbose=0, callbacks=[booking]
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        ray.kill(handle)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial_name(trial: Trial) -> str:
+    spec: TrialSpec = trial.config["spec"]
+    return spec.id
+
+
+class _Source(Searcher):  # type: ignore[misc] - Ray is untyped here
+    """Hands the queue's trials to Tune."""
+
+    def __init__(self, queue: Queue, board: str) -> None:
+        super().__init__()
+        self._queue, self._board = queue, board
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        spec = self._queue.next()
+        return Searcher.FINISHED if spec is None else {"spec": spec, "board": self._board}
+
+    def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
+        """`_Booking` does that: it sees the trial, not only its last result."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its arguments for a restore that segray does not use."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("segray resumes from its own records")
+
+
+class _Booking(tune.Callback):  # type: ignore[misc] - Ray is untyped here
+    """Books what Tune says of a trial: on the screen, and with the queue."""
+
+    def __init__(self, queue: Queue, screen: Screen, close_board: Any) -> None:
+        self._queue, self._screen, self._close_board = queue, screen, close_board
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its arguments for a restore that segray does not use."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        spec: TrialSpec = trial.config["spec"]
+        self._screen.start(spec.id, spec.assignment)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        spec: TrialSpec = trial.config["spec"]
+        if "epoch" in result:  # else the trial's last word, which has no metrics
+            self._screen.epoch(spec.id, result["epoch"], result["value"], result["best"])
+            self._queue.epoch(spec.id, result["epoch"], result["objective"])
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
+        self._end(trial.config["spec"], "the trial ended without saying how")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        # An exception in the trial has been written by the trial itself: this is for a process that
+        # died without a word, whose first line says so.
+        error = trial.get_pickled_error() or trial.get_error() or "its process died"
+        self._end(trial.config["spec"], str(error).strip().splitlines()[0])
+
+    def _end(self, spec: TrialSpec, reason: str) -> None:
+        outcome = read_outcome(spec.folder)
+        if outcome is None:
+            outcome = failed_outcome(spec.folder, reason)
+            write_outcome(spec.folder, outcome)
+        result = TrialResult(spec.id, spec.folder, spec.assignment, outcome)
+        self._screen.end(result)
+        self._queue.end(result)
+        if self._queue.closed:
+            self._close_board()

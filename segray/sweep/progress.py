@@ -1,0 +1,217 @@
+"""What a person sees while a sweep runs: a live table in a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from segray.sweep.records import TrialResult, ranked
+
+HEARTBEAT = 30.0  # seconds between status lines where there is no terminal
+ROWS = 12  # ended trials in the live table, the best ones
+_COLOURS = {"pruned": "dim", "failed": "red", "diverged": "red", "budget": "yellow"}
+
+
+@dataclass
+class Running:
+    """A trial that has started and not ended."""
+
+    id: str
+    assignment: Mapping[str, Any]
+    started: float
+    epoch: int = 0
+    value: float | None = None
+    best: float | None = None
+
+
+@dataclass
+class Screen:
+    """Prints what happens. `total` trials of up to `epochs` epochs each."""
+
+    metric: str
+    goal: str
+    epochs: int
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+    total: int = 0
+    ended: list[TrialResult] = field(default_factory=list)
+    running: dict[str, Running] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    _searching_since: float = 0.0
+    _last_line: float = 0.0
+    _live: Live | None = None
+
+    def __post_init__(self) -> None:
+        if not self.console.is_terminal:
+            self.console = Console(highlight=False, width=160, file=self.console.file)
+
+    def say(self, text: str) -> None:
+        """A line, with the time since the start."""
+        self.console.print(Text(f"[{_clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """A progress bar; yields what to call with (done, total). Nothing shows before that."""
+        if not self.console.is_terminal:
+            yield self._tenths(title)
+            return
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(title, total=None, visible=False)
+            yield lambda done, total: progress.update(
+                task, completed=done, total=total, visible=True
+            )
+
+    @contextlib.contextmanager
+    def trials(self, total: int) -> Iterator[None]:
+        """Show `total` trials as they come and go."""
+        self.total, self.ended, self.running = total, [], {}
+        self._searching_since = self._last_line = time.monotonic()
+        if not self.console.is_terminal:
+            yield
+            return
+        with Live(
+            get_renderable=self._table, console=self.console, refresh_per_second=4, transient=True
+        ) as self._live:
+            yield
+        self._live = None
+
+    def start(self, trial_id: str, assignment: Mapping[str, Any]) -> None:
+        """A trial has started."""
+        self.running[trial_id] = Running(trial_id, assignment, time.monotonic())
+        if self._live is None:
+            self.say(f"{trial_id} started  {_pairs(assignment)}")
+
+    def epoch(self, trial_id: str, epoch: int, value: float, best: float) -> None:
+        """A trial has finished an epoch."""
+        trial = self.running[trial_id]
+        trial.epoch, trial.value, trial.best = epoch, value, best
+        if self._live is None and time.monotonic() - self._last_line > HEARTBEAT:
+            self.say(self._status())
+            self._last_line = time.monotonic()
+
+    def end(self, result: TrialResult) -> None:
+        """A trial has ended."""
+        self.running.pop(result.id, None)
+        self.ended.append(result)
+        outcome = result.outcome
+        if self._live is None:
+            value = "-" if outcome.best_value is None else f"{outcome.best_value:.4f}"
+            reason = f": {outcome.reason}" if outcome.reason else ""
+            self.say(
+                f"{result.id} {outcome.state}{reason}  {self.metric} {value} "
+                f"in {outcome.epochs} epochs, {outcome.seconds:.0f} s  | {self._status()}"
+            )
+            self._last_line = time.monotonic()
+
+    def leaderboard(self, results: Sequence[TrialResult], title: str) -> None:
+        """The table of ended trials, best first."""
+        self.console.print(self._rows(ranked(results, self.goal), [], title))
+
+    def _status(self) -> str:
+        best = ranked(self.ended, self.goal)[:1]
+        shown = [best[0].outcome.best_value] if best else []
+        shown += [trial.best for trial in self.running.values()]
+        values = [value for value in shown if value is not None]
+        top = f"{(max if self.goal == 'maximize' else min)(values):.4f}" if values else "-"
+        return f"{len(self.ended)}/{self.total} trials  best {top}  ETA {self._eta()}"
+
+    def _eta(self) -> str:
+        """From the share of the trials' epochs that is done; ended trials count as whole."""
+        share = len(self.ended) + sum(t.epoch / self.epochs for t in self.running.values())
+        if not share or not self.total:
+            return "-"
+        passed = time.monotonic() - self._searching_since
+        return _clock(passed * max(0.0, self.total - share) / share)
+
+    def _table(self) -> RenderableType:
+        best = ranked(self.ended, self.goal)
+        hidden = len(best) - ROWS
+        table = self._rows(best[:ROWS], list(self.running.values()), None)
+        more = [Text(f"  and {hidden} more trials below these", style="dim")] if hidden > 0 else []
+        clock = _clock(time.monotonic() - self.began)
+        return Group(table, *more, Text(f"{self._status()}  elapsed {clock}", style="bold"))
+
+    def _rows(
+        self, ended: Sequence[TrialResult], running: Sequence[Running], title: str | None
+    ) -> Table:
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        everything = [*(r.assignment for r in ended), *(t.assignment for t in running)]
+        names = list(dict.fromkeys(name for assignment in everything for name in assignment))
+        for column in ("trial", "state", self.metric, "epoch", "s"):
+            numeric = column not in ("trial", "state")
+            table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        for column in _short_names(names):
+            table.add_column(column, justify="right", overflow="fold")
+        for place, result in enumerate(ended):
+            o = result.outcome
+            value = "-" if o.best_value is None else f"{o.best_value:.4f}"
+            table.add_row(
+                result.id,
+                o.state,
+                value,
+                f"{o.best_epoch or '-'} of {o.epochs}",
+                f"{o.seconds:.0f}",
+                *(_brief(result.assignment.get(name)) for name in names),
+                style=_COLOURS.get(o.state) or ("bold green" if place == 0 else None),
+            )
+        for trial in running:
+            table.add_row(
+                trial.id,
+                "running" if trial.epoch else "starting",
+                "-" if trial.best is None else f"{trial.best:.4f}",
+                f"{trial.epoch}/{self.epochs}",
+                f"{time.monotonic() - trial.started:.0f}",
+                *(_brief(trial.assignment.get(name)) for name in names),
+                style="cyan",
+            )
+        return table
+
+    def _tenths(self, title: str) -> Callable[[int, int], None]:
+        def tell(done: int, total: int) -> None:
+            if done * 4 // total != (done - 1) * 4 // total:
+                self.say(f"{title} {done}/{total}")
+
+        return tell
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The last key of each dotted path, with as many before it as tell the paths apart."""
+    names = []
+    for path in paths:
+        parts = path.split(".")
+        for start in range(len(parts) - 1, -1, -1):
+            name = ".".join(parts[start:])
+            if sum(other == name or other.endswith(f".{name}") for other in paths) == 1:
+                break
+        names.append(name)
+    return names
+
+
+def _pairs(assignment: Mapping[str, Any]) -> str:
+    names = _short_names(list(assignment))
+    return "  ".join(
+        f"{name}={_brief(value)}" for name, value in zip(names, assignment.values(), strict=True)
+    )
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return "-".join(_brief(item) for item in value)
+    return "-" if value is None else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

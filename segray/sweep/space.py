@@ -1,0 +1,68 @@
+"""From the sweep file's parameters to Optuna: distributions, start points, sampler, pruner."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from segray.config import Parameter, SweepConfig
+
+Assignment = dict[str, Any]  # dotted path of a config key -> value
+
+
+def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> Assignment:
+    """Draw every parameter of a trial."""
+    return {name: _draw(trial, name, parameter) for name, parameter in parameters.items()}
+
+
+def enqueued(point: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Assignment:
+    """A start point as Optuna stores it."""
+    return {
+        name: _label(value) if parameters[name].values is not None else value
+        for name, value in point.items()
+        if parameters[name].distribution != "constant"
+    }
+
+
+def sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:
+    """The sampler of `method`.
+
+    TPE draws a quarter of the trials at random before it models: Optuna's fixed ten would be most
+    of a small sweep. `constant_liar` keeps trials that run side by side apart.
+    """
+    if config.method == "random":
+        return optuna.samplers.RandomSampler(seed=config.seed)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=math.ceil(config.run_cap / 4), constant_liar=True, seed=config.seed
+    )
+
+
+def pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
+    """The rule of `early_terminate`."""
+    asha = config.early_terminate
+    if asha is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=asha.min_iter, reduction_factor=asha.eta
+    )
+
+
+def _draw(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
+    low, high = parameter.min, parameter.max
+    if parameter.values is not None:
+        choices = {_label(value): value for value in parameter.values}
+        return choices[trial.suggest_categorical(name, list(choices))]
+    if low is None or high is None:
+        return parameter.value
+    if parameter.distribution == "int_uniform":
+        return trial.suggest_int(name, int(low), int(high))
+    return trial.suggest_float(name, low, high, log=parameter.distribution == "log_uniform_values")
+
+
+def _label(value: Any) -> Any:
+    """A choice as Optuna can store and show it: lists and mappings become JSON text."""
+    return json.dumps(value) if isinstance(value, list | tuple | dict) else value

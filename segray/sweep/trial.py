@@ -1,0 +1,267 @@
+"""One trial: the loop, its records and its tracker, with two thin adapters to Ray.
+
+One worker runs the loop inside a reused Tune actor: nesting Ray Train in it costs 8 to 17 s a
+trial. Several workers run the same loop inside Ray Train's TorchTrainer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segray.data import Dataset, open_dataset
+from segray.sweep.records import TrialSpec, failed_outcome, write_config, write_outcome, write_text
+from segray.tracking import TrackedImage, Tracker, start_tracker
+from segray.train import (
+    Metrics,
+    Outcome,
+    Stop,
+    build_trial_model,
+    checkpoint,
+    distributed,
+    evaluate,
+    predict_masks,
+    read_records,
+    scores,
+    train,
+)
+
+Tell = Callable[[Metrics], Stop | None]
+"""Passes an epoch's metrics on, on every worker; worker 0's answer says why to end, or None."""
+
+
+def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
+    """Train a trial to its end, in each of its workers; worker 0 keeps the records and tracks.
+
+    What is raised has been written to the trial's log.txt and outcome.json.
+    """
+    first = distributed.rank() == 0
+    with _log_to(spec.folder / "log.txt") if first else contextlib.nullcontext():
+        try:
+            return _run(spec, device, tell, first)
+        except Exception as error:
+            if first:
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                write_outcome(spec.folder, failed_outcome(spec.folder, reason))
+            raise
+
+
+def tune_trainable(config: Mapping[str, Any]) -> None:
+    """What Tune runs for a trial of one worker: its TrialSpec and the name of the board."""
+    import ray
+    from ray import tune
+
+    from segray.sweep.board import find_board
+
+    spec: TrialSpec = config["spec"]
+    board = find_board(config["board"])
+
+    def tell(metrics: Metrics) -> Stop | None:
+        posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
+        verdict: Stop | None = ray.get(posted)
+        tune.report(_headline(metrics))
+        return verdict
+
+    run_trial(spec, torch.device("cuda" if torch.cuda.is_available() else "cpu"), tell)
+
+
+def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
+    """What Tune runs for a trial of several workers: Ray Train's TorchTrainer."""
+    from ray import train as ray_train
+    from ray import tune
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    spec: TrialSpec = config["spec"]
+    gpus = spec.config.gpus_per_worker
+    storage = tune.get_context().get_storage()
+    TorchTrainer(
+        _train_worker,
+        train_loop_config=dict(config),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ray_train.ScalingConfig(
+            num_workers=spec.config.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": spec.config.threads} | ({"GPU": gpus} if gpus else {}),
+        ),
+        run_config=ray_train.RunConfig(
+            name="train",
+            storage_path=storage.trial_fs_path,
+            storage_filesystem=storage.storage_filesystem,
+            callbacks=[TuneReportCallback()],
+            logging_config=ray_train.LoggingConfig(log_level="ERROR"),
+        ),
+    ).fit()
+
+
+def _train_worker(config: Mapping[str, Any]) -> None:
+    """What Ray Train runs in each worker."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    from segray.sweep.board import find_board
+
+    spec: TrialSpec = config["spec"]
+    board = find_board(config["board"])
+
+    def tell(metrics: Metrics) -> Stop | None:
+        verdict: Stop | None = None
+        if distributed.rank() == 0:
+            posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
+            verdict = ray.get(posted)
+        ray.train.report(_headline(metrics))  # a barrier: every worker has to call it
+        return verdict
+
+    run_trial(spec, ray.train.torch.get_device(), tell)
+
+
+def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outcome:
+    config = spec.config
+    dataset = open_dataset(config.data)
+    if first:
+        write_config(spec)
+    tracker = _start_tracker(spec, dataset, first)
+    try:
+        reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
+        outcome = train(config, dataset, spec.folder, reporter, device)
+        test = _score_test(spec, dataset, device) if spec.scores_test else {}
+    except BaseException:
+        tracker.finish({"state": "failed"}, failed=True)
+        raise
+    if first:
+        _finish_tracker(tracker, spec, dataset, outcome, test, device)
+        write_outcome(spec.folder, outcome)
+        print(f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state)
+    return outcome
+
+
+class _Reporter:
+    """Passes an epoch on to the tracker, the log and whoever runs the trial."""
+
+    def __init__(self, tracker: Tracker, tell: Tell, metric: str, epochs: int) -> None:
+        self._tracker, self._tell, self._metric, self._epochs = tracker, tell, metric, epochs
+
+    def report(self, metrics: Metrics) -> Stop | None:
+        shown = {name: value for name, value in metrics.items() if name != "confusion"}
+        self._tracker.log(shown, epoch=metrics["epoch"])
+        print(
+            f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
+            f"{metrics[self._metric]:.4f}  best {metrics['best']:.4f}  "
+            f"train/loss {metrics['train/loss']:.4f}  {metrics['time/epoch_s']:.1f} s",
+            flush=True,
+        )
+        return self._tell({**metrics, "value": metrics[self._metric]})
+
+
+def _headline(metrics: Metrics) -> Metrics:
+    """What Tune is told: enough for the live table; the record has the rest."""
+    return {name: metrics[name] for name in ("epoch", "value", "best", "objective")}
+
+
+def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metrics:
+    """Score the best checkpoint on test: metrics.json, and confusion.npz with a matrix an image."""
+    model, state = _best_model(spec, dataset, device)
+    positions = dataset.splits.test
+    batch = max(1, spec.config.train.batch_size // distributed.world_size())
+    confusion, loss = evaluate(model, dataset, positions, batch_size=batch, device=device)
+    metrics = {"test/loss": loss}
+    metrics |= {f"test/{k}": v for k, v in scores(confusion.sum(0), dataset.classes).items()}
+    if distributed.rank() == 0:
+        path = spec.folder / "confusion.npz"
+        temporary = path.with_name(".confusion.npz")
+        np.savez_compressed(
+            temporary,
+            confusion=confusion,  # (images, K, K) int64 [true, predicted]
+            ids=np.array([dataset.ids[position] for position in positions]),
+            cities=np.array([dataset.cities[position] for position in positions]),
+            classes=np.array(dataset.classes),
+        )
+        temporary.replace(path)
+        record = {"seed": spec.config.seed, "epoch": state["epoch"], "val": state["value"]}
+        write_text(spec.folder / "metrics.json", json.dumps(record | metrics, indent=2) + "\n")
+    return metrics
+
+
+def _start_tracker(spec: TrialSpec, dataset: Dataset, first: bool) -> Tracker:
+    return start_tracker(
+        spec.wandb["mode"] if first else "disabled",
+        project=spec.wandb["project"],
+        entity=spec.wandb["entity"],
+        run_id=spec.run_id,
+        run_name=f"{spec.sweep}-{spec.id}",
+        group=spec.sweep,
+        job_type="final" if spec.scores_test else "trial",
+        config=spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)},
+        folder=spec.run_folder,
+        classes=dataset.classes,
+    )
+
+
+def _finish_tracker(
+    tracker: Tracker,
+    spec: TrialSpec,
+    dataset: Dataset,
+    outcome: Outcome,
+    test: Metrics,
+    device: torch.device,
+) -> None:
+    """Close the tracked run with its summary, the best epoch's matrix and a few predictions."""
+    at_best = [
+        record["confusion"]
+        for record in read_records(spec.folder / "metrics.jsonl")
+        if record["epoch"] == outcome.best_epoch
+    ]
+    positions = dataset.splits.val[: spec.wandb["images"]] if at_best else ()
+    images = []
+    if positions and spec.wandb["mode"] != "disabled":
+        model, _ = _best_model(spec, dataset, device)
+        preds = predict_masks(model, dataset, positions, device)
+        images = [
+            TrackedImage(dataset.ids[at], dataset.images[at], dataset.masks[at], pred)
+            for at, pred in zip(positions, preds, strict=True)
+        ]
+    summary = {
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "objective": outcome.objective,
+        "best": outcome.best_value,
+        "best_epoch": outcome.best_epoch,
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        **test,
+    }
+    tracker.finish(
+        summary,
+        confusion=np.array(at_best[0], dtype=np.int64) if at_best else None,
+        images=images,
+        failed=outcome.state == "diverged",
+    )
+
+
+def _best_model(
+    spec: TrialSpec, dataset: Dataset, device: torch.device
+) -> tuple[torch.nn.Module, Metrics]:
+    model = build_trial_model(spec.config, dataset)
+    state = checkpoint.load(spec.folder / "checkpoint" / "best.safetensors", model)
+    return model.to(device), state
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Everything printed meanwhile goes to the end of `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        path.open("a", buffering=1) as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield

@@ -1,0 +1,113 @@
+"""Tracking: a view of a run in Weights & Biases (online or offline), or none; it never fails a run.
+
+segray's own records hold everything; a tracker only shows them elsewhere. `wandb` is imported in
+this folder alone, and only once a tracker really starts, because its import is slow.
+
+Letters: H, W image height and width in pixels, K number of classes.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Mode", "TrackedImage", "Tracker", "start_tracker"]
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedImage:
+    """One image with both masks; a class index of 255 in `truth` marks ignored pixels.
+
+    Shapes: image (H, W, 3) uint8 RGB, truth (H, W) uint8, pred (H, W) uint8.
+    """
+
+    id: str
+    image: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+    pred: NDArray[np.uint8]
+
+
+class Tracker(Protocol):
+    """What a training tells the outside world. No method raises, and none waits for long."""
+
+    def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
+        """Show one epoch's metrics at step `epoch`; NaN, infinity and None are left out."""
+
+    def finish(
+        self,
+        summary: Mapping[str, object],
+        *,
+        confusion: NDArray[np.int64] | None = None,
+        images: Sequence[TrackedImage] = (),
+        failed: bool = False,
+    ) -> None:
+        """Close the run with its summary; later calls do nothing.
+
+        `confusion` is (K, K) int64 pixel counts, [true, predicted]. `images` leave this machine
+        when the run is online. `failed` marks the run as failed. Takes two minutes at most.
+        """
+
+
+class _NoTracker:
+    """Tracking switched off: touches nothing."""
+
+    def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
+        pass
+
+    def finish(
+        self,
+        summary: Mapping[str, object],
+        *,
+        confusion: NDArray[np.int64] | None = None,
+        images: Sequence[TrackedImage] = (),
+        failed: bool = False,
+    ) -> None:
+        pass
+
+
+def start_tracker(
+    mode: Mode,
+    *,
+    project: str,
+    entity: str | None,
+    run_id: str,
+    run_name: str,
+    group: str,
+    job_type: str,
+    config: Mapping[str, object],
+    folder: Path,
+    classes: Sequence[str],
+    tags: Sequence[str] = (),
+) -> Tracker:
+    """Start tracking one run; call it in one process of the run only (rank 0).
+
+    `auto` obeys WANDB_MODE, and otherwise is online where W&B knows a key (WANDB_API_KEY, or its
+    netrc entry) and offline where not. Files go to `folder`/wandb. A `run_id` seen before goes on.
+    `classes` are the K class names. Whatever goes wrong is said once, as a warning of the logger
+    "segray": online falls back to offline, offline to none. Nothing is raised.
+    """
+    # Decided before the import below: switched off must not cost it.
+    disabled_by_environment = os.environ.get("WANDB_MODE", "").lower() == "disabled"
+    if mode == "disabled" or (mode == "auto" and disabled_by_environment):
+        return _NoTracker()
+    from segray.tracking.wandb_tracker import WandbTracker
+
+    return WandbTracker(
+        mode,
+        folder=Path(folder),
+        classes=classes,
+        project=project,
+        entity=entity,
+        id=run_id,
+        name=run_name,
+        group=group,
+        job_type=job_type,
+        config=config,
+        tags=tags,
+    )

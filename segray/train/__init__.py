@@ -1,0 +1,35 @@
+"""The PyTorch loop, its optimizer, schedule, loss, metrics and checkpoints."""
+
+from segray.train import checkpoint, distributed
+from segray.train.loop import (
+    Metrics,
+    Outcome,
+    Reporter,
+    State,
+    Stop,
+    autocast_type,
+    build_trial_model,
+    evaluate,
+    predict_masks,
+    read_records,
+    train,
+)
+from segray.train.metrics import count_pixels, scores
+
+__all__ = [
+    "Metrics",
+    "Outcome",
+    "Reporter",
+    "State",
+    "Stop",
+    "autocast_type",
+    "build_trial_model",
+    "checkpoint",
+    "count_pixels",
+    "distributed",
+    "evaluate",
+    "predict_masks",
+    "read_records",
+    "scores",
+    "train",
+]

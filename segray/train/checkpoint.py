@@ -1,0 +1,77 @@
+"""A checkpoint is one safetensors file, with everything that is no tensor as JSON in its header.
+
+One file and one rename: there is never half a checkpoint. `last` holds model and optimizer, `best`
+the model alone. Random states are not stored: the loop seeds every epoch anew from (seed, epoch,
+rank), which serves every rank and needs no file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from segray.config import RequestError
+
+Json = dict[str, Any]
+
+
+def save(
+    path: Path, state: Json, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write model, optimizer (where given) and `state` to `path`, replacing what stood there."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    if optimizer is not None:
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, temporary, metadata={"segray": json.dumps(state)})
+    os.replace(temporary, path)
+
+
+def read_state(path: Path) -> Json:
+    """The `state` a checkpoint was saved with; raises RequestError for another file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        state: Json = json.loads(metadata["segray"])
+    except (SafetensorError, KeyError, OSError) as error:
+        raise RequestError(f"{path}: expected a checkpoint that segray wrote: {error}") from None
+    return state
+
+
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Json:
+    """Fill model and optimizer from `path` and return its state.
+
+    Raises RequestError for a checkpoint of another model.
+    """
+    state = read_state(path)
+    weights: dict[str, Tensor] = {}
+    slots: dict[int, dict[str, Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            kind, _, name = key.partition(".")
+            if kind == "model":
+                weights[name] = file.get_tensor(key)
+            elif optimizer is not None:
+                index, _, slot = name.partition(".")
+                slots.setdefault(int(index), {})[slot] = file.get_tensor(key)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise RequestError(f"{path}: a checkpoint of another model: {' '.join(lines[:2])}") from None
+    if optimizer is not None:
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    return state

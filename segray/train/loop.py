@@ -1,0 +1,417 @@
+"""The training loop: one TrialConfig, one dataset, one folder -> metrics, checkpoints, an ending.
+
+It runs the same in a plain process and in each of several workers; it knows torch.distributed but
+neither Ray nor W&B, and talks to whoever started it through a Reporter.
+
+N images, K classes, H x W pixels. Epochs count from 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segray.config import RequestError, TrialConfig
+from segray.data import IGNORE, Dataset, TrainLoader, eval_batches
+from segray.models import build_model
+from segray.train import checkpoint, distributed
+from segray.train.loss import balanced_weights, segmentation_loss
+from segray.train.metrics import count_pixels, scores
+from segray.train.optimizer import LearningRate, build_optimizer
+
+State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "budget"]
+Stop = Literal["pruned", "budget"]
+Metrics = dict[str, Any]
+
+CHECK_EVERY = 50  # steps between looks at the gradient norm: each look waits for the device
+_STOPS: tuple[Stop | None, ...] = (None, "pruned", "budget")
+
+
+class Reporter(Protocol):
+    """Whom the loop tells about each epoch, on every worker."""
+
+    def report(self, metrics: Metrics) -> Stop | None:
+        """Take an epoch's metrics, already on disk.
+
+        What worker 0 returns holds for all: why training has to end, or None.
+        """
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended."""
+
+    state: State
+    reason: str
+    objective: float | None  # best_value less the price of the epochs; None: no epoch was scored
+    best_value: float | None
+    best_epoch: int | None
+    last_value: float | None
+    epochs: int
+    seconds: float
+
+
+@dataclass
+class _Progress:
+    """What a resumed training must know beside weights and optimizer."""
+
+    epoch: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    # Patience counts from the last value that was better by min_delta; best ignores min_delta.
+    reference: float | None = None
+    reference_epoch: int = 0
+    last: float | None = None
+    seconds: float = 0.0
+
+
+def train(
+    config: TrialConfig,
+    dataset: Dataset,
+    folder: Path,
+    reporter: Reporter,
+    device: torch.device,
+) -> Outcome:
+    """Train to the end, from `folder`'s last checkpoint where there is one.
+
+    Writes folder/metrics.jsonl (a line an epoch) and folder/checkpoint/{last,best}.safetensors from
+    worker 0. Raises RequestError where a setting does not fit the dataset.
+    """
+    return _Training(config, dataset, folder, reporter, device).run()
+
+
+class _Training:
+    def __init__(
+        self,
+        config: TrialConfig,
+        dataset: Dataset,
+        folder: Path,
+        reporter: Reporter,
+        device: torch.device,
+    ) -> None:
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        settings = config.train
+        self.config, self.dataset, self.folder = config, dataset, folder
+        self.reporter, self.device = reporter, device
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.sign = 1.0 if config.metric.goal == "maximize" else -1.0
+        self.precision = autocast_type(settings.precision, device)
+        self.model = build_trial_model(config, dataset).to(device)
+        self.net = _on_workers(self.model, device)
+        self.loader = TrainLoader(
+            dataset,
+            dataset.splits.train,
+            crop=settings.crop or config.data.size,
+            batch_size=settings.batch_size,
+            augment=settings.augment,
+            seed=config.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        if self.loader.steps == 0:
+            raise RequestError(
+                f"train.batch_size: a batch of {settings.batch_size} needs that many images, and "
+                f"train has {len(dataset.splits.train)}"
+            )
+        self.optimizer = build_optimizer(self.model, settings.optimizer)
+        self.lr = LearningRate(
+            self.optimizer, settings.schedule, settings.epochs * self.loader.steps
+        )
+        self.class_weights = _class_weights(settings.loss.class_weights, dataset, device)
+        self.last_path = folder / "checkpoint" / "last.safetensors"
+        self.best_path = folder / "checkpoint" / "best.safetensors"
+        self.progress = _Progress()
+
+    def run(self) -> Outcome:
+        self._resume()
+        epochs = self.config.train.epochs
+        early_stop = self.config.train.early_stop
+        at = self.progress
+        while at.epoch < epochs:
+            if early_stop is not None and at.epoch - at.reference_epoch >= early_stop.patience:
+                reason = f"no better than {at.reference:.4f} for {early_stop.patience} epochs"
+                return self._outcome("early_stopped", reason)
+            started = time.perf_counter()
+            fault, trained = self._train_epoch(at.epoch + 1)
+            if fault is not None:
+                return self._outcome("diverged", fault)
+            scored, confusion = self._score()
+            if (stop := self._end_epoch(trained | scored, confusion, started)) is not None:
+                return self._outcome(stop, f"stopped after epoch {at.epoch}")
+        return self._outcome("finished", "")
+
+    def _train_epoch(self, epoch: int) -> tuple[str | None, Metrics]:
+        """One pass over train: what went wrong, if anything, and the epoch's training metrics."""
+        settings = self.config.train
+        # Dropout and the like start from here, so that no random state has to be saved.
+        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, epoch, self.rank))
+                              .generate_state(1, np.uint64)[0] >> 1))
+        self.net.train()
+        clip = settings.optimizer.clip_norm or math.inf
+        total = torch.zeros((), device=self.device)
+        norms = torch.zeros(self.loader.steps, device=self.device)
+        started = waiting_since = time.perf_counter()
+        waited = 0.0
+        for step, batch in enumerate(self.loader.epoch(epoch)):
+            waited += time.perf_counter() - waiting_since
+            images, masks = batch.on(self.device)
+            self.lr.step()
+            with autocast(self.device, self.precision):
+                logits = self.net(images)
+            loss = segmentation_loss(
+                logits.float(),
+                masks,
+                class_weights=self.class_weights,
+                dice=settings.loss.dice,
+            )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            # The norm is of the gradients that all workers share, so all see the same one.
+            norms[step] = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            self.optimizer.step()
+            total += loss.detach()
+            last_step = step + 1 == self.loader.steps
+            if last_step or (step + 1) % CHECK_EVERY == 0:
+                # Norms first: a non-finite loss makes the gradients non-finite in the same step.
+                if not bool(norms.sum().isfinite()):
+                    return self._describe_divergence(epoch, norms), {}
+            waiting_since = time.perf_counter()
+        seconds = time.perf_counter() - started
+        mean_loss = distributed.sum_over_workers(total) / (self.world_size * self.loader.steps)
+        if not bool(mean_loss.isfinite()):
+            return f"the loss became {float(mean_loss)} in epoch {epoch}", {}
+        return None, {
+            "train/loss": float(mean_loss),
+            "train/grad_norm": float(norms.mean()),
+            "train/grad_norm_max": float(norms.max()),
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "time/images_per_s": self.loader.steps * settings.batch_size / seconds,
+            "time/data_wait": waited / seconds,
+        }
+
+    def _describe_divergence(self, epoch: int, norms: Tensor) -> str:
+        values = norms.cpu()
+        step = int((~values.isfinite()).nonzero()[0])
+        before = f"{float(values[step - 1]):.3g} one step before" if step else "no step before it"
+        lr = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"loss or gradient not finite at epoch {epoch}, step {step + 1} of {self.loader.steps} "
+            f"(lr {lr:.2e}, gradient norm {before})"
+        )
+
+    def _score(self) -> tuple[Metrics, NDArray[np.int64]]:
+        """Metrics and the (K, K) matrix of val, the same on every worker."""
+        matrices, loss = evaluate(
+            self.model,
+            self.dataset,
+            self.dataset.splits.val,
+            batch_size=self._eval_batch(),
+            device=self.device,
+            dtype=self.precision,
+        )
+        confusion = matrices.sum(0)
+        metrics: Metrics = {"val/loss": loss}
+        metrics |= {f"val/{k}": v for k, v in scores(confusion, self.dataset.classes).items()}
+        return metrics, confusion
+
+    def _end_epoch(
+        self, metrics: Metrics, confusion: NDArray[np.int64], started: float
+    ) -> Stop | None:
+        """Book the epoch: best, patience, record, checkpoints, report. Every worker decides alike."""
+        at = self.progress
+        at.epoch += 1
+        # An absent category has no IoU: the worst value, rather than no value.
+        value = float(metrics.get(self.config.metric.name, 0.0 if self.sign > 0 else math.inf))
+        is_best = at.best is None or self.sign * (value - at.best) > 0
+        if is_best:
+            at.best, at.best_epoch = value, at.epoch
+        stop_rule = self.config.train.early_stop
+        min_delta = stop_rule.min_delta if stop_rule is not None else 0.0
+        if at.reference is None or self.sign * (value - at.reference) > min_delta:
+            at.reference, at.reference_epoch = value, at.epoch
+        at.last = value
+        self.lr.end_epoch(self.sign * value)
+        seconds = time.perf_counter() - started
+        at.seconds += seconds
+        record = {
+            "epoch": at.epoch,
+            **metrics,
+            "best": at.best,
+            "best_epoch": at.best_epoch,
+            "objective": self._objective(),
+            "time/epoch_s": seconds,
+            "confusion": confusion.tolist(),
+        }
+        if self.rank == 0:
+            # The record first: a checkpoint whose epoch has no record could not be told of again.
+            append_record(self.folder / "metrics.jsonl", record)
+            if is_best:
+                checkpoint.save(self.best_path, {"epoch": at.epoch, "value": value}, self.model)
+            state = {"progress": asdict(at), "schedule": self.lr.state_dict()}
+            checkpoint.save(self.last_path, state, self.model, self.optimizer)
+        verdict = _STOPS.index(self.reporter.report(record))
+        return _STOPS[distributed.from_first(verdict, self.device)]
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint; forget records of epochs that it does not hold."""
+        if self.last_path.is_file():
+            state = checkpoint.load(self.last_path, self.model, self.optimizer)
+            self.progress = _Progress(**state["progress"])
+            self.lr.load_state_dict(state["schedule"])
+        if self.rank == 0:
+            path = self.folder / "metrics.jsonl"
+            kept = [line for line in read_records(path) if line["epoch"] <= self.progress.epoch]
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, path)
+
+    def _objective(self) -> float | None:
+        if self.progress.best is None:
+            return None
+        price = self.config.metric.cost_per_epoch * self.progress.epoch
+        return self.progress.best - self.sign * price
+
+    def _outcome(self, state: State, reason: str) -> Outcome:
+        at = self.progress
+        return Outcome(
+            state=state,
+            reason=reason,
+            objective=self._objective(),
+            best_value=at.best,
+            best_epoch=at.best_epoch,
+            last_value=at.last,
+            epochs=at.epoch,
+            seconds=round(at.seconds, 3),
+        )
+
+    def _eval_batch(self) -> int:
+        return max(1, self.config.train.batch_size // self.world_size)
+
+
+def build_trial_model(config: TrialConfig, dataset: Dataset) -> nn.Module:
+    """The model a trial trains, on the CPU; its weights depend on torch's seed alone."""
+    options = config.model.model_dump(exclude={"name"})
+    return build_model(config.model.name, num_classes=len(dataset.classes), **options)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    positions: Sequence[int],
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> tuple[NDArray[np.int64], float]:
+    """One confusion matrix an image, (len(positions), K, K) in their order, and the mean loss.
+
+    With several workers each takes its share and all get the whole; no image is padded or counted
+    twice, and the number of pixels is checked.
+    """
+    distributed.share_buffers(model)
+    model.eval()
+    found: list[tuple[int, Tensor]] = []
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    for group, batch in eval_batches(
+        dataset,
+        positions,
+        batch_size=batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    ):
+        images, masks = batch.on(device)
+        with autocast(device, dtype):
+            logits = model(images).float()
+        loss += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
+        found += list(zip(group, count_pixels(logits, masks).cpu(), strict=True))
+    found = distributed.all_workers(found)
+    place = {position: at for at, (position, _) in enumerate(found)}
+    counts = np.stack([found[place[position]][1].numpy() for position in positions])
+    pixels = len(positions) * dataset.masks[0].size
+    if counts.sum() != pixels:
+        raise AssertionError(f"{counts.sum()} pixels were counted, and there are {pixels}")
+    confusion = counts[:, :-1]
+    scored = max(1, int(confusion.sum()))
+    return confusion, float(distributed.sum_over_workers(loss)) / scored
+
+
+@torch.inference_mode()
+def predict_masks(
+    model: nn.Module, dataset: Dataset, positions: Sequence[int], device: torch.device
+) -> NDArray[np.uint8]:
+    """Predicted class indices (len(positions), H, W) of a few images, in this process alone."""
+    model.eval()
+    preds = [
+        model(batch.on(device)[0]).max(1).indices.to(torch.uint8).cpu().numpy()
+        for _, batch in eval_batches(dataset, positions, batch_size=1)
+    ]
+    return np.concatenate(preds)
+
+
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What a forward pass computes in beside float32; None is float32 alone."""
+    if precision == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if on_gpu else None
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def autocast(
+    device: torch.device, dtype: torch.dtype | None
+) -> contextlib.AbstractContextManager[object]:
+    """torch's autocast to `dtype`, or nothing."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def append_record(path: Path, record: Metrics) -> None:
+    """Add a line to a .jsonl file, and see it to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(path: Path) -> list[Metrics]:
+    """The whole lines of a .jsonl file; a last line cut off by a kill is left out."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def _class_weights(
+    setting: Literal["balanced"] | tuple[float, ...] | None, dataset: Dataset, device: torch.device
+) -> Tensor | None:
+    if setting is None:
+        return None
+    weights = balanced_weights(dataset.class_pixels()) if setting == "balanced" else setting
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def _on_workers(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as each worker calls it in training: gradients are means over the workers."""
+    if distributed.world_size() == 1:
+        return model
+    if device.type != "cuda":
+        return nn.parallel.DistributedDataParallel(model)
+    # Statistics over the whole batch, as one worker would have them; there is no CPU version.
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])

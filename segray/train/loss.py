@@ -1,0 +1,55 @@
+"""What training minimizes. N images, K classes, H x W pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segray.data import IGNORE
+from segray.train import distributed
+
+
+def balanced_weights(pixels: NDArray[np.int64]) -> tuple[float, ...]:
+    """(K,) pixel counts -> weights by 1 / sqrt(frequency), with mean 1; an absent class gets 0."""
+    weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0)
+    return tuple((weights * len(weights) / weights.sum()).tolist())
+
+
+def segmentation_loss(
+    logits: Tensor, masks: Tensor, *, class_weights: Tensor | None = None, dice: float = 0.0
+) -> Tensor:
+    """Logits (N, K, H, W) float32 and uint8 masks (N, H, W) -> scalar.
+
+    Cross-entropy over class indices, a mean over all pixels that count, of all workers: a worker
+    whose images have much void does not weigh more. DDP averages gradients over workers, hence the
+    factor of world_size. Plus `dice` times `soft_dice_loss`.
+    """
+    truth = masks.long()
+    total = F.cross_entropy(
+        logits, truth, weight=class_weights, ignore_index=IGNORE, reduction="sum"
+    )
+    counts = masks != IGNORE
+    weight = counts.sum() if class_weights is None else class_weights[truth[counts]].sum()
+    weight = distributed.sum_over_workers(weight.float())
+    loss = total * distributed.world_size() / weight.clamp(min=1e-6)
+    return loss + dice * soft_dice_loss(logits, masks) if dice else loss
+
+
+def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """1 - the mean Dice of the softmax over the batch's classes (Milletari et al. 2016, V-Net).
+
+    With |p| rather than |p|^2 in the denominator. Ignored pixels count nowhere; a class that is
+    not in the batch's truth is left out.
+    """
+    k = logits.shape[1]
+    counts = (masks != IGNORE)[:, None]  # (N, 1, H, W)
+    probabilities = logits.softmax(1) * counts
+    truth = F.one_hot(masks.clamp(max=k).long(), k + 1)[..., :k].permute(0, 3, 1, 2)  # (N, K, H, W)
+    overlap = (probabilities * truth).sum((0, 2, 3))
+    size = truth.sum((0, 2, 3))
+    score = 2 * overlap / (probabilities.sum((0, 2, 3)) + size).clamp(min=1e-6)
+    present = size > 0
+    return 1 - (score * present).sum() / present.sum().clamp(min=1)
