@@ -14,6 +14,7 @@ from rich.console import Console
 from segray import __version__
 from segray.config import RequestError, SegrayError, load_sweep
 from segray.config.errors import ConfigError, MissingInput
+from segray.config.yaml_file import read as read_yaml
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,7 +35,9 @@ Arguments = Annotated[
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
     """Which segmentation model is best on my street images once each is tuned fairly?"""
     if version:
         typer.echo(f"segray {__version__}")
@@ -103,13 +106,19 @@ class _Advice:
 
 
 def _without_downloads(file: str) -> str:
+    """The same sweep on generated scenes, with a small model of the same kind from scratch."""
+    try:
+        name = read_yaml(Path(file))[0]["model"]["name"]
+    except (SegrayError, KeyError, TypeError):
+        name = "unet"
+    small = {"segformer": "{name: segformer, variant: b0, width: 0.25}"}
     command = [
-        *("python", "-m", "segray.sweep", file, "name=no-download"),
-        "data={format: scenes}",
-        "model={name: segformer, variant: b0, width: 0.25}",
-        *("train.crop=null", "train.epochs=4", "early_terminate=null", "run_cap=2", "final=null"),
+        *("python", "-m", "segray.sweep", file, "name=no-download", "data={format: scenes}"),
+        f"model={small.get(name, '{name: unet, width: 8}')}",
+        *("train.crop=null", "train.schedule.warmup_steps=0", "train.epochs=4"),
+        *("early_terminate=null", "run_cap=2", "final=null"),
     ]
-    return f"To see segray at work without dataset or weights (generated scenes):\n  {shlex.join(command)}"
+    return f"To see segray at work on generated scenes, without downloads:\n  {shlex.join(command)}"
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from segray.config import yaml_file
 from segray.config.errors import ConfigError, Problem, RequestError
-from segray.config.schema import SweepConfig, TrialConfig
+from segray.config.schema import Parameter, SweepConfig, TrialConfig
 from segray.config.yaml_file import KeyPath, show
 
 SEARCHABLE = ("model", "train")
@@ -37,20 +37,20 @@ def load_sweep(
     key path, rule and value; RequestError where there is no such file.
     """
     path = Path(file)
-    if not path.is_file():
-        raise RequestError(f"no sweep file at {path}: name a YAML file, such as those in sweeps/")
-    data, lines = yaml_file.read(path)
+    try:
+        data, lines = yaml_file.read(path)
+    except OSError as error:
+        rule = f"no sweep file at {path} ({error.strerror})"
+        raise RequestError(f"{rule}: name a YAML file, such as those in sweeps/") from None
     source = _Source(path, data, dict(lines))
-    problems = [problem for text in overrides if (problem := source.override(text))]
+    problems = [problem for text in overrides for problem in source.override(text)]
     if problems:
         raise ConfigError(problems)
     unset = source.expand(env)
-    if unset:
-        about_root = any(problem.path == "data.root" for problem in unset)
-        raise ConfigError(unset, CITYSCAPES_HELP if about_root else "")
-    problems, config = source.validate()
+    problems, config = source.validate(unset)
     if config is None or problems:
-        raise ConfigError(problems)
+        about_root = any(problem.path == "data.root" for problem in unset)
+        raise ConfigError(problems, CITYSCAPES_HELP if about_root else "")
     return config
 
 
@@ -68,13 +68,31 @@ def trial_config(
     Raises pydantic's ValidationError for a value that the schema refuses; `load_sweep` has tried
     the ends of every range, so that a sampled assignment is valid.
     """
-    raw = sweep.model_dump(mode="json", include={"model", "data", "train", "metric"})
-    for path, value in assignment.items():
-        _put(raw, path.split("."), value)
     return TrialConfig.model_validate(
-        raw
+        _assigned(sweep, assignment)
         | {"seed": seed, "workers": workers, "gpus_per_worker": gpus_per_worker, "threads": threads}
     )
+
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}")
+_WORDS = {  # pydantic's errors in words for someone who writes YAML
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "keys with their values"),
+    **dict.fromkeys(("string_type", "string_unicode"), "text"),
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "a whole number"
+    ),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    "finite_number": "a finite number",
+    "tuple_type": "a list",
+    "too_short": "at least {min_length} in the list",
+    "too_long": "at most {max_length} in the list",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "up to 64 letters, digits, dots, dashes and underscores",
+}
 
 
 @dataclass
@@ -86,50 +104,55 @@ class _Source:
     places: dict[KeyPath, int | str]  # a line of the file, or the override's own text
 
     def where(self, path: KeyPath) -> str:
-        while path not in self.places and path:
-            path = path[:-1]
-        place = self.places.get(path, 1)
-        return f"override {place}" if isinstance(place, str) else f"{self.file}:{place}"
+        """The place of a key; of one that an override made on its way, that override."""
+        for end in range(len(path), -1, -1):
+            near = path[:end]
+            made = (place for key, place in self.places.items() if end and key[:end] == near)
+            place = self.places.get(near) or next(made, None)
+            if place is not None:
+                return f"override {place}" if isinstance(place, str) else f"{self.file}:{place}"
+        return f"{self.file}:1"
 
     def problem(self, path: KeyPath, rule: str, value: Any = ..., place: str = "") -> Problem:
-        shown = None if value is ... else _shorten(yaml_file.dump(value))
+        shown = None if value is ... else yaml_file.brief(value)
         return Problem(place or self.where(path), show(path), rule, shown)
 
-    def override(self, text: str) -> Problem | None:
-        """Apply one `key=value`; a problem if it cannot be one."""
+    def override(self, text: str) -> tuple[Problem, ...]:
+        """Apply one `key=value`, or say why it cannot be."""
+        place = f"override {text}"
         key, equals, raw = text.partition("=")
-        if not equals or not key:
-            return Problem(f"override {text}", "", "expected key=value, as in train.epochs=5")
-        try:
-            value = yaml_file.parse_value(raw)
-        except yaml.YAMLError as error:
-            what = getattr(error, "problem", None) or str(error)
-            return Problem(f"override {text}", key, f"not a YAML value: {what}", raw)
         path = self._split(key)
+        if not equals or not all(path) or len(path) > yaml_file.MAX_DEPTH:
+            return (Problem(place, "", "expected key=value, as in train.epochs=5"),)
+        try:
+            value = yaml_file.parse_value(raw, place, key)
+        except ConfigError as error:
+            return error.problems
         if isinstance(value, int | float) and _takes_text(path, self.data):
-            value = raw  # name=007 is a name
+            value = raw  # name=7 is a name
         for end in range(1, len(path)):
             parent = _get(self.data, path[:end])
             if parent is not None and not isinstance(parent, dict):
                 rule = f"{show(path[:end])} holds no keys, so {path[end]} cannot be set in it"
-                return Problem(f"override {text}", key, rule, _shorten(yaml_file.dump(parent)))
+                return (Problem(place, key, rule, yaml_file.brief(parent)),)
         _put(self.data, path, value)
-        for old in [old for old in self.places if old[: len(path)] == tuple(path)]:
+        for old in [old for old in self.places if old[: len(path)] == path]:
             del self.places[old]
-        self.places[tuple(path)] = text
-        return None
+        self.places[path] = text
+        return ()
 
-    def _split(self, key: str) -> list[str]:
-        """Keys below `parameters` are dotted themselves: the longest known one wins."""
-        parts = key.split(".")
-        if parts[0] != "parameters" or len(parts) < 2:
+    def _split(self, key: str) -> tuple[str, ...]:
+        """Names below `parameters` are dotted themselves: the longest known one wins."""
+        parts = tuple(key.split("."))
+        if parts[0] != "parameters" or len(parts) < 2 or not all(parts):
             return parts
         known = self.data.get("parameters")
         for end in range(len(parts), 1, -1):
             name = ".".join(parts[1:end])
             if isinstance(known, dict) and name in known:
-                return ["parameters", name, *parts[end:]]
-        return ["parameters", ".".join(parts[1:])]
+                return ("parameters", name, *parts[end:])
+        end = len(parts) - (len(parts) > 2 and parts[-1] in Parameter.model_fields)
+        return ("parameters", ".".join(parts[1:end]), *parts[end:])
 
     def expand(self, env: Mapping[str, str]) -> list[Problem]:
         """Put the environment's values into ${VAR} and the home folder into a leading ~."""
@@ -137,35 +160,38 @@ class _Source:
 
         def walk(value: Any, at: KeyPath) -> Any:
             if isinstance(value, dict):
-                return {key: walk(item, (*at, str(key))) for key, item in value.items()}
+                return {key: walk(item, (*at, key)) for key, item in value.items()}
             if isinstance(value, list):
                 return [walk(item, (*at, index)) for index, item in enumerate(value)]
             if not isinstance(value, str):
                 return value
-            for name in re.findall(r"\$\{(\w+)\}", value):
-                if name not in env:
-                    rule = f"the environment variable {name} is not set"
-                    unset.append(self.problem(at, rule, value))
-            text = re.sub(r"\$\{(\w+)\}", lambda found: env.get(found[1], ""), value)
-            return str(Path(text).expanduser()) if text.startswith("~/") else text
+            missing = sorted({name for name in _VARIABLE.findall(value) if name not in env})
+            if missing:
+                what = "variable {} is" if len(missing) == 1 else "variables {} are"
+                rule = f"the environment {what.format(' and '.join(missing))} not set"
+                unset.append(self.problem(at, rule, value))
+                return value
+            text = _VARIABLE.sub(lambda found: env[found[1]], value)
+            return str(Path(text).expanduser()) if text.startswith("~/") or text == "~" else text
 
         self.data = walk(self.data, ())
         return unset
 
-    def validate(self) -> tuple[list[Problem], SweepConfig | None]:
+    def validate(self, unset: Sequence[Problem]) -> tuple[list[Problem], SweepConfig | None]:
+        """The config, or every problem with it; `unset` are those that are known already."""
         config = None
-        problems: list[Problem] = []
+        problems = list(unset)
         try:
             config = SweepConfig.model_validate(self.data)
         except ValidationError as errors:
-            problems = [self._problem_of(error) for error in errors.errors()]
+            paths = {problem.path for problem in unset}  # what is not expanded fits nowhere
+            found = [self._problem_of(broken) for broken in _broken(errors, self.data)]
+            problems += [problem for problem in found if problem.path not in paths]
         parameters = self.data.get("parameters")
         if isinstance(parameters, dict):
             known = sorted(set(_leaves(SweepConfig, self.data)))
             problems += [
-                problem
-                for name in parameters
-                if (problem := self._unknown_parameter(str(name), known))
+                problem for name in parameters if (problem := self._unknown_parameter(name, known))
             ]
         if config is not None and not problems:
             problems = [*self._values_fit(config), *self._rules(config)]
@@ -178,31 +204,14 @@ class _Source:
         line = problem.where.removeprefix(f"{self.file}:")
         return (line.isdigit(), int(line) if line.isdigit() else 0)
 
-    def _problem_of(self, error: ErrorDetails) -> Problem:
-        path = _data_path(self.data, error["loc"])
-        kind, came = error["type"], error["input"]
-        if kind == "extra_forbidden":
+    def _problem_of(self, broken: _Broken) -> Problem:
+        path, rule = broken.path, broken.rule
+        if broken.kind == "extra_forbidden":
             near = _nearest(str(path[-1]), _keys(path[:-1], self.data))
             return self.problem(path, f"no such key; {near}")
-        if kind == "missing":
-            return self.problem(path, "this key is required", place=self.where(path[:-1]))
-        if kind in ("union_tag_invalid", "union_tag_not_found"):
-            context = error["ctx"]
-            tag = context["discriminator"].strip("'")
-            if kind == "union_tag_not_found":
-                allowed = " or ".join(_tags(path, tag))
-                return self.problem((*path, tag), f"this key is required: {allowed}")
-            allowed = context["expected_tags"].replace("'", "").replace(", ", " or ")
-            return self.problem((*path, tag), f"expected {allowed}", context["tag"])
-        if kind == "string_pattern_mismatch":
-            rule = "expected up to 64 letters, digits, dots, dashes and underscores"
-            return self.problem(path, rule, came)
-        message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        rule = message if kind == "value_error" else f"expected {message}"
-        shown = came if isinstance(came, str | int | float | list | tuple | None) else ...
-        if kind == "value_error":
-            shown = ...
-        return self.problem(path, rule, list(shown) if isinstance(shown, tuple) else shown)
+        if broken.kind == "missing":
+            return self.problem(path, rule, place=self.where(path[:-1]))
+        return self.problem(path, rule, broken.value)
 
     def _unknown_parameter(self, name: str, known: Sequence[str]) -> Problem | None:
         if name in known:
@@ -219,21 +228,14 @@ class _Source:
     def _values_fit(self, config: SweepConfig) -> Iterator[Problem]:
         """Every choice, end of range and start point, put where it will go."""
 
-        def complaint(assignment: Mapping[str, Any]) -> str | None:
-            try:
-                trial_config(config, assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
-            except ValidationError as error:
-                first = error.errors()[0]
-                return first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-            return None
-
-        for name, parameter in config.parameters.items():
-            for index, value in enumerate(parameter.probes()):
-                if rule := complaint({name: value}):
-                    path: KeyPath = ("parameters", name)
-                    if parameter.values is not None:
-                        path = (*path, "values", index)
-                    yield self.problem(path, f"{name} does not take this value: {rule}", value)
+        for name in config.parameters:
+            for path, value in _possible(config, name):
+                tried = _try(config, {name: value})
+                if isinstance(tried, _Broken):
+                    at = show(tried.path)
+                    why = tried.rule if at == name or not at else f"{at}: {tried.rule}"
+                    rule = f"{name} does not take this value: {why}"
+                    yield self.problem(path, rule, value)
                     break
         for index, point in enumerate(config.start_points):
             for name, value in point.items():
@@ -246,33 +248,39 @@ class _Source:
 
     def _rules(self, config: SweepConfig) -> Iterator[Problem]:
         """What one key asks of another."""
-        batches = [config.train.batch_size]
-        if "train.batch_size" in config.parameters:
-            batches = list(config.parameters["train.batch_size"].probes())
+        names = list(config.parameters)
+        for name in names:
+            if outer := [other for other in names if name.startswith(f"{other}.")]:
+                rule = f"{outer[0]} is searched too and holds this key: search one of them"
+                yield self.problem(("parameters", name), rule)
         workers = {"resources": config.resources.workers}
         if config.final is not None:
             workers["final"] = config.final.workers
         for section, count in workers.items():
-            for batch in batches:
+            for _, batch in _reachable(config, "train.batch_size"):
                 if batch % count:
                     rule = f"the batch of {batch} images cannot be shared by {count} workers evenly"
                     yield self.problem((section, "workers"), rule, count)
+                    break
         asha = config.early_terminate
-        if asha is not None and asha.min_iter >= config.train.epochs:
+        epochs = max((reached for _, reached in _reachable(config, "train.epochs")), default=0)
+        if asha is not None and asha.min_iter >= epochs > 0:
             rule = (
-                f"the first rung must come before the last epoch ({config.train.epochs}), "
-                "or ASHA stops nothing"
+                f"the first rung must come before the last epoch ({epochs}), or ASHA stops nothing"
             )
             yield self.problem(("early_terminate", "min_iter"), rule, asha.min_iter)
-        names = metric_names(config.data.ignore)
-        if config.metric.name not in names:
-            near = _nearest(config.metric.name, names)
-            yield self.problem(("metric", "name"), f"no such metric; {near}", config.metric.name)
-        weights = config.train.loss.class_weights
+        metric, known = config.metric, metric_names(config.data.ignore)
+        if metric.name not in known:
+            near = _nearest(metric.name, known)
+            yield self.problem(("metric", "name"), f"no such metric; {near}", metric.name)
+        if metric.name == "val/loss" and metric.goal == "maximize":
+            rule = "a loss is better when it is smaller: set goal: minimize"
+            yield self.problem(("metric", "goal"), rule, metric.goal)
         classes = len(CATEGORIES) + (config.data.ignore == "none")
-        if isinstance(weights, tuple) and len(weights) != classes:
-            rule = f"expected one weight for each of the {classes} classes"
-            yield self.problem(("train", "loss", "class_weights"), rule, list(weights))
+        for path, weights in _reachable(config, "train.loss.class_weights"):
+            if isinstance(weights, tuple) and len(weights) != classes:
+                rule = f"expected one weight for each of the {classes} classes"
+                yield self.problem(path, rule, list(weights))
 
 
 def metric_names(ignore: str) -> list[str]:
@@ -290,9 +298,45 @@ def _absolute_paths(config: SweepConfig) -> SweepConfig:
     if config.data.root is not None:
         raw["data"]["root"] = str(Path(config.data.root).absolute())
     pretrained = raw["model"].get("pretrained")
-    if pretrained is not None and Path(pretrained).is_dir():
+    if pretrained is not None and os.path.isdir(pretrained):  # noqa: PTH112 - never raises
         raw["model"]["pretrained"] = str(Path(pretrained).absolute())
     return SweepConfig.model_validate(raw)
+
+
+def _assigned(sweep: SweepConfig, assignment: Mapping[str, Any]) -> dict[str, Any]:
+    raw = sweep.model_dump(mode="json", include={"model", "data", "train", "metric"})
+    for path, value in assignment.items():
+        _put(raw, path.split("."), value)
+    return raw
+
+
+def _try(config: SweepConfig, assignment: Mapping[str, Any]) -> TrialConfig | _Broken:
+    """The trial that `assignment` makes, or the first thing that is wrong with it."""
+    try:
+        return trial_config(config, assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
+    except ValidationError as errors:
+        return _broken(errors, _assigned(config, assignment))[0]
+
+
+def _possible(config: SweepConfig, name: str) -> list[tuple[KeyPath, Any]]:
+    """Values to try for a searched key: every choice or the ends of a range, and their places."""
+    parameter = config.parameters[name]
+    path: KeyPath = ("parameters", name)
+    if parameter.values is None:
+        return [(path, value) for value in parameter.probes()]
+    return [((*path, "values", index), value) for index, value in enumerate(parameter.values)]
+
+
+def _reachable(config: SweepConfig, name: str) -> Iterator[tuple[KeyPath, Any]]:
+    """The values that trials can have for a key, searched or not, and where each stands."""
+    key = name.split(".")
+    if name not in config.parameters:
+        yield tuple(key), functools.reduce(getattr, key, config)
+        return
+    for path, value in _possible(config, name):
+        tried = _try(config, {name: value})
+        if isinstance(tried, TrialConfig):
+            yield path, functools.reduce(getattr, key, tried)
 
 
 def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -303,22 +347,71 @@ def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
     data[path[-1]] = value
 
 
-def _get(data: Any, path: Sequence[str]) -> Any:
+def _get(data: Any, path: Sequence[str | int]) -> Any:
     for key in path:
         data = data.get(key) if isinstance(data, dict) else None
     return data
 
 
-def _data_path(data: Any, loc: Sequence[str | int]) -> KeyPath:
+@dataclass(frozen=True)
+class _Broken:
+    """A value that the schema refuses: pydantic's errors about it, in our words."""
+
+    path: KeyPath
+    kind: str  # pydantic's name of the error
+    rule: str
+    value: Any = ...  # what came; ... where the rule says it or nothing came
+
+
+def _broken(errors: ValidationError, data: Any) -> list[_Broken]:
+    """Everything that the schema refuses in `data`, each value once."""
+    found: dict[KeyPath, _Broken] = {}
+    for error in errors.errors():
+        one = _in_words(error, _data_path(data, error), data)
+        other = found.setdefault(one.path, one)
+        if one.rule != other.rule:  # each member of a union complains: a number, or auto
+            both = f"{other.rule} or {one.rule.removeprefix('expected ')}"
+            rule = both.replace("a whole number or a number", "a number")
+            found[one.path] = replace(other, rule=rule)
+    return [
+        one
+        for path, one in found.items()  # an item of a list is wrong: a literal was not meant
+        if one.kind != "literal_error" or not any(path == p[: len(path)] != p for p in found)
+    ]
+
+
+def _in_words(error: ErrorDetails, path: KeyPath, data: Any) -> _Broken:
+    kind, came = error["type"], error["input"]
+    context = {key: str(text).replace("'", "") for key, text in error.get("ctx", {}).items()}
+    if kind == "value_error":
+        return _Broken(path, kind, error["msg"].removeprefix("Value error, "))
+    if kind == "missing" and isinstance(path[-1], int):  # fixed-length lists are pairs
+        return _Broken(path[:-1], "too_short", "expected a list of two", _get(data, path[:-1]))
+    if kind == "missing":
+        return _Broken(path, kind, "this key is required")
+    if kind.startswith("union_tag"):
+        tag = context["discriminator"]
+        members = " or ".join(_tags(path, tag))
+        if kind == "union_tag_not_found":
+            return _Broken((*path, tag), "missing", f"this key is required: {members}")
+        return _Broken((*path, tag), kind, f"expected {members}", came[tag])
+    if kind in _WORDS:
+        return _Broken(path, kind, "expected " + _WORDS[kind].format(**context), came)
+    return _Broken(path, kind, f"expected {error['msg'].removeprefix('Input should be ')}", came)
+
+
+def _data_path(data: Any, error: ErrorDetails) -> KeyPath:
     """pydantic's location without the names of union members that it mixes in."""
     path: list[str | int] = []
-    for position, part in enumerate(loc):
+    for position, part in enumerate(error["loc"]):
+        if position == 1 and SweepConfig.model_fields[str(path[0])].discriminator:
+            continue  # unet in model.unet.width
         if isinstance(data, dict) and part in data:
-            data = data[part]
+            data = data[str(part)]
         elif isinstance(data, list | tuple) and isinstance(part, int) and part < len(data):
             data = data[part]
-        elif not (isinstance(data, dict) and position == len(loc) - 1):
-            continue  # the tag of a union
+        elif error["type"] != "missing" or position < len(error["loc"]) - 1:
+            continue  # float in resources.gpus_per_worker.float
         path.append(part)
     return tuple(path)
 
@@ -383,11 +476,11 @@ def _leaves(model: type[BaseModel], data: Any, prefix: str = "") -> Iterator[str
 def _takes_text(path: Sequence[str], data: Any) -> bool:
     model: type[BaseModel] | None = SweepConfig
     for key in path[:-1]:
-        data = data.get(key) if isinstance(data, dict) else None
+        data = _get(data, [key])
         field = model.model_fields.get(key) if model else None
         model = _chosen(field.annotation, data) if field else None
     field = model.model_fields.get(path[-1]) if model else None
-    return field is not None and str in (field.annotation, *get_args(field.annotation))
+    return field is not None and (field.annotation is str or field.annotation == str | None)
 
 
 def _nearest(key: str, valid: Sequence[str]) -> str:
@@ -400,8 +493,3 @@ def _nearest(key: str, valid: Sequence[str]) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return f"expected one of {', '.join(valid)}"
-
-
-def _shorten(text: str) -> str:
-    flat = " ".join(text.removesuffix("...\n").split())
-    return flat if len(flat) <= 80 else f"{flat[:77]}..."

@@ -6,16 +6,29 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Size = Annotated[tuple[Annotated[int, Field(ge=32)], Annotated[int, Field(ge=32)]], "H, W"]
+
+def _no_bool(value: Any) -> Any:
+    """Pydantic would take true for 1."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+Positive = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]  # what NumPy's and Optuna's generators take
+Share = Annotated[Number, Field(ge=0, le=1)]
+Size = Annotated[tuple[Annotated[Whole, Field(ge=32)], Annotated[Whole, Field(ge=32)]], "H, W"]
 
 
 class Frozen(BaseModel):
@@ -32,7 +45,7 @@ class UNet(Frozen):
     name: Literal["unet"]
     width: Positive = 64
     """Channels of the first stage; each stage below has twice as many."""
-    depth: Annotated[int, Field(ge=1, le=7)] = 4
+    depth: Annotated[Whole, Field(ge=1, le=7)] = 4
     """How many times the encoder halves the image."""
 
 
@@ -44,9 +57,9 @@ class Segformer(Frozen):
     """A hub name (nvidia/mit-b3) or a folder that holds a checkpoint."""
     variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] | None = None
     """The shape to train from scratch, instead of `pretrained`."""
-    width: Annotated[float, Field(gt=0, le=4)] = 1.0
+    width: Annotated[Number, Field(gt=0, le=4)] = 1.0
     """Scales the channels of `variant`; 0.5 makes a model for CPUs."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    drop_path: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth rate of the last encoder block."""
 
     @model_validator(mode="after")
@@ -64,9 +77,9 @@ class _Data(Frozen):
     split: Literal["official", "pooled"] = "official"
     """official: some whole cities of train are val, Cityscapes' val is test.
     pooled: train + val shuffled into 85 / 7.5 / 7.5 %."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Which cities (official) or images (pooled) go where. Not moved by `seed`."""
-    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    val_share: Annotated[Number, Field(gt=0, lt=1)] = 0.15
     """official: cities are held out until val has this share of train's images."""
     ignore: Literal["void", "none"] = "void"
     """void: pixels whose truth is void count nowhere (K=7). none: void is a class (K=8)."""
@@ -91,11 +104,11 @@ class ScenesData(_Data):
     """Images of the cities that train and val are made of."""
     test_images: Positive = 60
     """Images of the cities that only the final stage sees."""
-    cities: Annotated[int, Field(ge=2)] = 10
+    cities: Annotated[Whole, Field(ge=2)] = 10
     """How many cities train and val are made of."""
     test_cities: Positive = 3
     """How many cities test is made of."""
-    seed: int = 0
+    seed: Seed = 0
     """Another seed draws other cities."""
 
     @model_validator(mode="after")
@@ -108,11 +121,11 @@ class ScenesData(_Data):
 class Optimizer(Frozen):
     """AdamW; no decay on norms and biases."""
 
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    head_lr_mult: Annotated[float, Field(gt=0)] = 1.0
+    lr: Annotated[Number, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    head_lr_mult: Annotated[Number, Field(gt=0)] = 1.0
     """The learning rate of everything behind the encoder is lr times this."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: Annotated[Number, Field(gt=0)] | None = None
     """Gradients are scaled down to this global L2 norm; null leaves them as they are."""
 
 
@@ -120,13 +133,13 @@ class Schedule(Frozen):
     """How the learning rate moves; warm-up comes first, whichever is chosen."""
 
     name: Literal["poly", "plateau", "constant"] = "poly"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[Whole, Field(ge=0)] = 0
     """The learning rate rises linearly from lr / warmup_steps over this many steps."""
-    power: Annotated[float, Field(gt=0)] = 1.0
+    power: Annotated[Number, Field(gt=0)] = 1.0
     """poly: lr x (1 - step/steps)^power."""
-    factor: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    factor: Annotated[Number, Field(gt=0, lt=1)] = 0.3
     """plateau: lr is multiplied by this ..."""
-    patience: Annotated[int, Field(ge=0)] = 2
+    patience: Annotated[Whole, Field(ge=0)] = 2
     """plateau: ... after more than this many epochs without a better metric."""
 
 
@@ -135,23 +148,23 @@ class EarlyStop(Frozen):
 
     patience: Positive
     """Epochs without improvement after which training stops."""
-    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    min_delta: Annotated[Number, Field(ge=0)] = 0.0
     """What counts as improvement, in the metric's own unit."""
 
 
 class Loss(Frozen):
     """Cross-entropy on class indices, plus `dice` times the soft Dice loss."""
 
-    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    class_weights: Literal["balanced"] | tuple[Annotated[Number, Field(ge=0)], ...] | None = None
     """null, balanced (by the square root of train's class frequencies), or one weight a class."""
-    dice: Annotated[float, Field(ge=0)] = 0.0
+    dice: Annotated[Number, Field(ge=0)] = 0.0
     """Weight of the soft Dice loss beside cross-entropy."""
 
 
 class Augment(Frozen):
     """Random changes of a training image; 0 (or scale [1, 1]) switches one off."""
 
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 1.0)
+    scale: tuple[Annotated[Number, Field(gt=0)], Annotated[Number, Field(gt=0)]] = (1.0, 1.0)
     """Zoom, drawn log-uniformly between the two; what is missing at the rim is ignored."""
     flip: Share = 0.0
     """Probability of a left-right flip."""
@@ -161,7 +174,7 @@ class Augment(Frozen):
     """Distance from the image's mean grey times 1 +- this."""
     saturation: Share = 0.0
     """Distance from the pixel's own grey times 1 +- this."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
     """Hue turned by +- this share of a full circle."""
     blur: Share = 0.0
     """Probability of a Gaussian blur of 0.1 to 1.5 pixels."""
@@ -196,7 +209,7 @@ class Metric(Frozen):
     name: str = "val/miou"
     """val/miou, val/dice, val/accuracy, val/loss or val/iou/<category>."""
     goal: Literal["maximize", "minimize"] = "maximize"
-    cost_per_epoch: Annotated[float, Field(ge=0)] = 0.0
+    cost_per_epoch: Annotated[Number, Field(ge=0)] = 0.0
     """What an epoch costs in the metric's unit, so that a long patience has a price."""
 
 
@@ -208,13 +221,13 @@ class Parameter(Frozen):
     ) = None
     values: tuple[Any, ...] | None = None
     value: Any = None
-    min: int | float | None = None
-    max: int | float | None = None
+    min: Whole | Number | None = None
+    max: Whole | Number | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _name_the_distribution(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or "distribution" in raw:
+        if not isinstance(raw, dict) or raw.get("distribution") is not None:
             return raw
         if "values" in raw:
             kind = "categorical"
@@ -239,11 +252,13 @@ class Parameter(Frozen):
         if self.values is not None and len(self.values) == 0:
             raise ValueError("values needs at least one value")
         if self.min is not None and self.max is not None:
+            if max(abs(self.min), abs(self.max)) > 2**53:
+                raise ValueError("min and max must lie within 2^53, where numbers are exact")
             if self.min >= self.max:
                 raise ValueError(f"min must be below max, got min={self.min} and max={self.max}")
             if self.distribution == "log_uniform_values" and self.min <= 0:
                 raise ValueError(f"a logarithmic range must start above 0, got min={self.min}")
-            if self.distribution == "int_uniform" and float(self.min + self.max) % 1:
+            if self.distribution == "int_uniform" and (self.min % 1 or self.max % 1):
                 raise ValueError(f"int_uniform needs whole numbers, got {self.min} and {self.max}")
         return self
 
@@ -257,8 +272,10 @@ class Parameter(Frozen):
             return self.values
         if self.min is None or self.max is None:
             return (self.value,)
+        if self.distribution == "int_uniform":
+            return (self.min, self.max, self.min + 1)
         between = self.min + 0.3819660113 * (self.max - self.min)  # never a whole number by chance
-        return (self.min, self.max, round(between) if self.distribution == "int_uniform" else between)
+        return (self.min, self.max, between)
 
     def contains(self, value: Any) -> bool:
         """Whether the sampler could draw `value`."""
@@ -267,8 +284,9 @@ class Parameter(Frozen):
         if self.min is None or self.max is None:
             return bool(value == self.value)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        whole = self.distribution != "int_uniform" or (number and float(value).is_integer())
-        return number and whole and self.min <= value <= self.max
+        if not number or not self.min <= value <= self.max:
+            return False
+        return self.distribution != "int_uniform" or value % 1 == 0
 
 
 class Asha(Frozen):
@@ -277,16 +295,16 @@ class Asha(Frozen):
     type: Literal["asha"]
     min_iter: Positive = 3
     """The first rung, in epochs; no trial is stopped before it."""
-    eta: Annotated[int, Field(ge=2)] = 3
+    eta: Annotated[Whole, Field(ge=2)] = 3
     """Rungs stand at min_iter x eta^k epochs."""
 
 
 class Budget(Frozen):
     """When a sweep stops even though trials are left."""
 
-    hours: Annotated[float, Field(gt=0)] | None = None
+    hours: Annotated[Number, Field(gt=0)] | None = None
     """Wall-clock hours; then running trials end after their epoch and no new one starts."""
-    max_failed_trials: Annotated[int, Field(ge=0)] = 3
+    max_failed_trials: Annotated[Whole, Field(ge=0)] = 3
     """One more failed trial than this ends the sweep."""
 
 
@@ -295,7 +313,7 @@ class Resources(Frozen):
 
     workers: Positive = 1
     """Processes a trial trains on."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    gpus_per_worker: Annotated[Number, Field(ge=0)] | Literal["auto"] = "auto"
     """auto: 1 where the cluster has GPUs, else 0."""
     cpus_per_worker: Positive | Literal["auto"] = "auto"
     """auto: the cluster's cores shared out over its GPUs, or 1 without GPUs."""
@@ -306,9 +324,15 @@ class Resources(Frozen):
 class Final(Frozen):
     """Train the winner again, once a seed, and score it on the test split."""
 
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     workers: Positive = 1
     """May differ from resources.workers: search on one GPU a trial, retrain on all."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"every seed can be trained once, got {list(self.seeds)}")
+        return self
 
 
 class Wandb(Frozen):
@@ -318,7 +342,7 @@ class Wandb(Frozen):
     entity: str | None = None
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online where a key is known, else offline."""
-    images: Annotated[int, Field(ge=0)] = 4
+    images: Annotated[Whole, Field(ge=0)] = 4
     """Validation images with true and predicted masks a trial logs; 0 sends none."""
 
 
@@ -339,9 +363,9 @@ class TrialConfig(Frozen):
     data: Data
     train: Train
     metric: Metric
-    seed: int
+    seed: Seed
     workers: Positive
-    gpus_per_worker: Annotated[float, Field(ge=0)]
+    gpus_per_worker: Annotated[Number, Field(ge=0)]
     threads: Positive
     """torch's CPU threads in each worker: sums depend on their order, so it is frozen."""
 
@@ -358,7 +382,7 @@ class SweepConfig(Frozen):
     train: Train = Train()
     metric: Metric = Metric()
     method: Literal["tpe", "random"] = "tpe"
-    seed: int = 0
+    seed: Seed = 0
     parameters: dict[str, Parameter] = {}
     """What is searched: the dotted path of any key of model or train -> its values."""
     start_points: tuple[dict[str, Any], ...] = ()

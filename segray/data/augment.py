@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -154,4 +153,4 @@ def _blur(x: Tensor, sigma: Tensor) -> Tensor:
     planes = F.pad(x.reshape(1, n * c, h, w), [BLUR_RADIUS] * 4, mode="replicate")
     planes = F.conv2d(planes, kernel[:, None, :, None], groups=n * c)
     planes = F.conv2d(planes, kernel[:, None, None, :], groups=n * c)
-    return cast(Tensor, planes.view(n, c, h, w))
+    return planes.view(n, c, h, w)

@@ -73,6 +73,8 @@ def _build(
     ignore: str,
     progress: Progress | None,
 ) -> None:
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed build: we hold the lock
     need = len(samples) * size[0] * size[1] * 4
     free = shutil.disk_usage(folder.parent).free
     if need > 0.95 * free:
@@ -81,8 +83,6 @@ def _build(
             f"{size[1]} x 4 bytes) and {folder.parent} has {free / 1e9:.1f} GB free: make room, "
             "name another folder in SEGRAY_CACHE, or lower data.size"
         )
-    temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed build: we hold the lock
     temporary.mkdir()
     create = np.lib.format.open_memmap
     shape = (len(samples), *size)

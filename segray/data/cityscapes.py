@@ -66,9 +66,7 @@ def find_samples(root: Path) -> list[Sample]:
     return samples
 
 
-def split_samples(
-    samples: Sequence[Sample], *, split: str, val_share: float, seed: int
-) -> Splits:
+def split_samples(samples: Sequence[Sample], *, split: str, val_share: float, seed: int) -> Splits:
     """Train, val (tuning) and test (the final stage only).
 
     official: whole cities of the train part, in an order drawn from `seed`, are held out as val

@@ -46,9 +46,7 @@ class Dataset:
 _opened: dict[CityscapesData | ScenesData, Dataset] = {}
 
 
-def open_dataset(
-    data: CityscapesData | ScenesData, progress: Progress | None = None
-) -> Dataset:
+def open_dataset(data: CityscapesData | ScenesData, progress: Progress | None = None) -> Dataset:
     """The images of a data section; generates, decodes and caches them where that is not done.
 
     A process that opens the same section again gets the same object. Raises RequestError (see
@@ -74,7 +72,9 @@ def open_dataset(
 
 
 def _write_scenes(data: ScenesData, progress: Progress | None) -> Path:
-    facts = data.model_dump(include={"train_images", "test_images", "cities", "test_cities", "seed"})
+    facts = data.model_dump(
+        include={"train_images", "test_images", "cities", "test_cities", "seed"}
+    )
     facts["size"] = list(data.size)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     root = Path(data.root) if data.root is not None else cache_root() / f"scenes-{digest}"

@@ -63,7 +63,9 @@ class TrainLoader:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.positions)
         share = self.batch_size // self.world_size
         starts = [step * self.batch_size + self.rank * share for step in range(self.steps)]
-        return _ahead([order[start : start + share].tolist() for start in starts], self._load(epoch))
+        return _ahead(
+            [order[start : start + share].tolist() for start in starts], self._load(epoch)
+        )
 
     def _load(self, epoch: int) -> Callable[[list[int]], Batch]:
         settings = self.augment
@@ -86,7 +88,12 @@ class TrainLoader:
 
 
 def eval_batches(
-    dataset: Dataset, positions: Sequence[int], *, batch_size: int, rank: int = 0, world_size: int = 1
+    dataset: Dataset,
+    positions: Sequence[int],
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Whole images in order, every world_size-th one: no image is padded, doubled or left out."""
     mine = list(positions[rank::world_size])

@@ -9,11 +9,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from segray.config.errors import MissingInput, RequestError
+
 MIN_SIDE = 32  # SegFormer's last stage has stride 32
 
 
-class ModelError(RuntimeError):
+class ModelError(RequestError):
     """A model cannot be built, fed, saved or loaded as asked; the message says what to do."""
+
+
+class MissingWeights(ModelError, MissingInput):
+    """Pretrained weights are neither on this machine nor to be had from the hub."""
 
 
 @runtime_checkable

@@ -23,6 +23,7 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.utils import logging as hf_logging
 
 from segray.models.contract import (
+    MissingWeights,
     ModelError,
     check_images,
     check_num_classes,
@@ -320,7 +321,7 @@ def _download(name: str) -> Path:
         # the class of a lost connection belongs to the HTTP client, which is the library's affair
         except Exception as error:
             happened, cause = _reason(error), error
-    raise ModelError(
+    raise MissingWeights(
         f"segformer: pretrained weights {name!r} were asked for and are neither a local folder nor "
         f"in the hub's cache, and the hub did not give them: {happened}. On a machine with network "
         f"run `hf download {name} --local-dir DIR`, copy DIR here and set model.pretrained=DIR; "

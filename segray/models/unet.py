@@ -3,7 +3,6 @@
 Letters: N images, C channels, H and W pixels, K classes.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,7 +48,6 @@ class UNet(nn.Module):
         self.encoder = Encoder(channels)
         self.decoder = Decoder(channels)
         self.head = nn.Conv2d(width, num_classes, kernel_size=1)
-        self.apply(_initialise)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, K, H, W)."""
@@ -131,14 +129,3 @@ def _double_conv(before: int, after: int) -> nn.Sequential:
         nn.BatchNorm2d(after),
         nn.ReLU(inplace=True),
     )
-
-
-def _initialise(module: nn.Module) -> None:
-    """Normal weights of std sqrt(2 / inputs of one output pixel): section 3 of the paper."""
-    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-        inputs = module.in_channels
-        if isinstance(module, nn.Conv2d):  # kernel = stride when transposed: one tap a pixel
-            inputs *= math.prod(module.kernel_size)
-        nn.init.normal_(module.weight, std=math.sqrt(2 / inputs))
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

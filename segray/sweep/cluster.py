@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from segray.config import RequestError
@@ -86,12 +87,12 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def plan(resources: Resources, cluster: dict[str, float], trials: int) -> Plan:
+def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Plan:
     """What each of `trials` trials gets of the cluster.
 
     auto: a worker takes a GPU where there are any; the cores are shared out over the GPUs, or over
-    the workers that max_concurrent asks for, or each worker takes one core. Raises RequestError, with
-    the arithmetic, for a trial that the cluster can never hold.
+    the workers that max_concurrent asks for, or each worker takes one core. Raises RequestError,
+    with the arithmetic, for a trial that the cluster can never hold.
     """
     cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
     per_gpu = resources.gpus_per_worker
@@ -119,6 +120,11 @@ def plan(resources: Resources, cluster: dict[str, float], trials: int) -> Plan:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for the dashboard, below those that the kernel hands out: Ray's own processes take
+    such ports between our look and the dashboard's start.
+    """
+    while True:
+        port = secrets.choice(range(20_000, 30_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

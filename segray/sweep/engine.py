@@ -81,7 +81,7 @@ def _trial_name(trial: Trial) -> str:
     return spec.id
 
 
-class _Source(Searcher):  # type: ignore[misc] - Ray is untyped here
+class _Source(Searcher):
     """Hands the queue's trials to Tune."""
 
     def __init__(self, queue: Queue, board: str) -> None:
@@ -109,7 +109,7 @@ class _Source(Searcher):  # type: ignore[misc] - Ray is untyped here
         raise NotImplementedError("segray resumes from its own records")
 
 
-class _Booking(tune.Callback):  # type: ignore[misc] - Ray is untyped here
+class _Booking(tune.Callback):
     """Books what Tune says of a trial: on the screen, and with the queue."""
 
     def __init__(self, queue: Queue, screen: Screen, close_board: Any) -> None:
@@ -119,7 +119,9 @@ class _Booking(tune.Callback):  # type: ignore[misc] - Ray is untyped here
         """Tune pickles its arguments for a restore that segray does not use."""
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         spec: TrialSpec = trial.config["spec"]
         self._screen.start(spec.id, spec.assignment)
 
@@ -136,7 +138,9 @@ class _Booking(tune.Callback):  # type: ignore[misc] - Ray is untyped here
     ) -> None:
         self._end(trial.config["spec"], "the trial ended without saying how")
 
-    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         # An exception in the trial has been written by the trial itself: this is for a process that
         # died without a word, whose first line says so.
         error = trial.get_pickled_error() or trial.get_error() or "its process died"

@@ -55,7 +55,9 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line, with the time since the start."""
-        self.console.print(Text(f"[{_clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True)
+        self.console.print(
+            Text(f"[{_clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True
+        )
 
     @contextlib.contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
@@ -143,7 +145,9 @@ class Screen:
     def _rows(
         self, ended: Sequence[TrialResult], running: Sequence[Running], title: str | None
     ) -> Table:
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table = Table(
+            title=title, title_justify="left", box=None, pad_edge=False, header_style="bold"
+        )
         everything = [*(r.assignment for r in ended), *(t.assignment for t in running)]
         names = list(dict.fromkeys(name for assignment in everything for name in assignment))
         for column in ("trial", "state", self.metric, "epoch", "s"):

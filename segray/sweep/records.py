@@ -113,9 +113,11 @@ class RunFolder:
     def _sweep_yaml(self, config: SweepConfig) -> str:
         plain = config.model_dump(mode="json")
         digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-        versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        versions = {name: version(name) for name in PACKAGES} | {
+            "python": platform.python_version()
+        }
         header = [
-            "# The resolved config of this run; `segray sweep` accepts this file as it accepts any.",
+            "# The resolved config of this run; `segray sweep` accepts this file too.",
             f"# id: {self.sweep_id}",
             f"# config sha256: {digest}",
             f"# started: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",

@@ -238,7 +238,9 @@ def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: Tria
 def _summarise(config: SweepConfig, result: SweepResult, screen: Screen) -> None:
     """The leaderboard, the winner, and where everything is."""
     best, outcome = result.best, result.best.outcome
-    screen.leaderboard(result.trials, "\nTrials, best first" if len(result.trials) > 1 else "\nTrial")
+    screen.leaderboard(
+        result.trials, "\nTrials, best first" if len(result.trials) > 1 else "\nTrial"
+    )
     screen.leaderboard(result.final, "\nFinal") if result.final else None
     out = screen.console.print
     out(

@@ -58,6 +58,7 @@ class Search:
 
     @property
     def too_many_failed(self) -> bool:
+        """Whether budget.max_failed_trials is exceeded."""
         return self.failed > self.config.budget.max_failed_trials
 
     @property

@@ -48,9 +48,7 @@ def read_state(path: Path) -> Json:
     return state
 
 
-def load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
-) -> Json:
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Json:
     """Fill model and optimizer from `path` and return its state.
 
     Raises RequestError for a checkpoint of another model.
@@ -70,8 +68,26 @@ def load(
         model.load_state_dict(weights)
     except RuntimeError as error:
         lines = str(error).splitlines()
-        raise RequestError(f"{path}: a checkpoint of another model: {' '.join(lines[:2])}") from None
+        raise RequestError(
+            f"{path}: a checkpoint of another model: {' '.join(lines[:2])}"
+        ) from None
     if optimizer is not None:
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state_of = {i: _laid_out_like(parameters[i], slot) for i, slot in slots.items()}
+        optimizer.load_state_dict({"state": state_of, "param_groups": groups})
     return state
+
+
+def _laid_out_like(parameter: Tensor, slots: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The optimizer's tensors in the memory format of their parameter.
+
+    A file holds them contiguous, and the fused AdamW walks parameter and moments by their memory:
+    beside a channels_last weight a contiguous moment would be read in the wrong order.
+    """
+    return {
+        name: torch.empty_like(parameter, device="cpu").copy_(slot)
+        if slot.shape == parameter.shape
+        else slot
+        for name, slot in slots.items()
+    }

@@ -36,6 +36,7 @@ State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "bu
 Stop = Literal["pruned", "budget"]
 Metrics = dict[str, Any]
 
+EVAL_BATCH = 4  # images a forward pass without gradients takes, whatever training's batch is
 CHECK_EVERY = 50  # steps between looks at the gradient norm: each look waits for the device
 _STOPS: tuple[Stop | None, ...] = (None, "pruned", "budget")
 
@@ -111,6 +112,8 @@ class _Training:
         self.sign = 1.0 if config.metric.goal == "maximize" else -1.0
         self.precision = autocast_type(settings.precision, device)
         self.model = build_trial_model(config, dataset).to(device)
+        # 1.3 times faster steps on CPU for UNet, and what tensor cores want on a GPU.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net = _on_workers(self.model, device)
         self.loader = TrainLoader(
             dataset,
@@ -150,6 +153,10 @@ class _Training:
             if fault is not None:
                 return self._outcome("diverged", fault)
             scored, confusion = self._score()
+            if not math.isfinite(scored["val/loss"]):
+                # The last step broke the weights: nothing was left in the epoch to show it.
+                reason = f"the loss on val became {scored['val/loss']} after epoch {at.epoch + 1}"
+                return self._outcome("diverged", f"{reason} (lr {trained['train/lr']:.2e})")
             if (stop := self._end_epoch(trained | scored, confusion, started)) is not None:
                 return self._outcome(stop, f"stopped after epoch {at.epoch}")
         return self._outcome("finished", "")
@@ -158,18 +165,20 @@ class _Training:
         """One pass over train: what went wrong, if anything, and the epoch's training metrics."""
         settings = self.config.train
         # Dropout and the like start from here, so that no random state has to be saved.
-        torch.manual_seed(int(np.random.SeedSequence((self.config.seed, epoch, self.rank))
-                              .generate_state(1, np.uint64)[0] >> 1))
+        sequence = np.random.SeedSequence((self.config.seed, epoch, self.rank))
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         self.net.train()
         clip = settings.optimizer.clip_norm or math.inf
         total = torch.zeros((), device=self.device)
         norms = torch.zeros(self.loader.steps, device=self.device)
+        rates: list[float] = []
         started = waiting_since = time.perf_counter()
         waited = 0.0
         for step, batch in enumerate(self.loader.epoch(epoch)):
             waited += time.perf_counter() - waiting_since
             images, masks = batch.on(self.device)
             self.lr.step()
+            rates.append(self.optimizer.param_groups[0]["lr"])
             with autocast(self.device, self.precision):
                 logits = self.net(images)
             loss = segmentation_loss(
@@ -179,16 +188,16 @@ class _Training:
                 dice=settings.loss.dice,
             )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             # The norm is of the gradients that all workers share, so all see the same one.
             norms[step] = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
             self.optimizer.step()
             total += loss.detach()
             last_step = step + 1 == self.loader.steps
-            if last_step or (step + 1) % CHECK_EVERY == 0:
-                # Norms first: a non-finite loss makes the gradients non-finite in the same step.
-                if not bool(norms.sum().isfinite()):
-                    return self._describe_divergence(epoch, norms), {}
+            look = last_step or (step + 1) % CHECK_EVERY == 0
+            # Norms first: a non-finite loss makes the gradients non-finite in the same step.
+            if look and not bool(norms.isfinite().all()):
+                return self._describe_divergence(epoch, norms, rates), {}
             waiting_since = time.perf_counter()
         seconds = time.perf_counter() - started
         mean_loss = distributed.sum_over_workers(total) / (self.world_size * self.loader.steps)
@@ -198,19 +207,18 @@ class _Training:
             "train/loss": float(mean_loss),
             "train/grad_norm": float(norms.mean()),
             "train/grad_norm_max": float(norms.max()),
-            "train/lr": self.optimizer.param_groups[0]["lr"],
+            "train/lr": rates[-1],
             "time/images_per_s": self.loader.steps * settings.batch_size / seconds,
             "time/data_wait": waited / seconds,
         }
 
-    def _describe_divergence(self, epoch: int, norms: Tensor) -> str:
+    def _describe_divergence(self, epoch: int, norms: Tensor, rates: list[float]) -> str:
         values = norms.cpu()
         step = int((~values.isfinite()).nonzero()[0])
         before = f"{float(values[step - 1]):.3g} one step before" if step else "no step before it"
-        lr = self.optimizer.param_groups[0]["lr"]
         return (
             f"loss or gradient not finite at epoch {epoch}, step {step + 1} of {self.loader.steps} "
-            f"(lr {lr:.2e}, gradient norm {before})"
+            f"(lr {rates[step]:.2e}, gradient norm {before})"
         )
 
     def _score(self) -> tuple[Metrics, NDArray[np.int64]]:
@@ -219,7 +227,6 @@ class _Training:
             self.model,
             self.dataset,
             self.dataset.splits.val,
-            batch_size=self._eval_batch(),
             device=self.device,
             dtype=self.precision,
         )
@@ -231,7 +238,7 @@ class _Training:
     def _end_epoch(
         self, metrics: Metrics, confusion: NDArray[np.int64], started: float
     ) -> Stop | None:
-        """Book the epoch: best, patience, record, checkpoints, report. Every worker decides alike."""
+        """Book the epoch: best, patience, record, checkpoints, report; on every worker alike."""
         at = self.progress
         at.epoch += 1
         # An absent category has no IoU: the worst value, rather than no value.
@@ -299,9 +306,6 @@ class _Training:
             seconds=round(at.seconds, 3),
         )
 
-    def _eval_batch(self) -> int:
-        return max(1, self.config.train.batch_size // self.world_size)
-
 
 def build_trial_model(config: TrialConfig, dataset: Dataset) -> nn.Module:
     """The model a trial trains, on the CPU; its weights depend on torch's seed alone."""
@@ -315,14 +319,17 @@ def evaluate(
     dataset: Dataset,
     positions: Sequence[int],
     *,
-    batch_size: int,
     device: torch.device,
+    batch_size: int = EVAL_BATCH,
     dtype: torch.dtype | None = None,
 ) -> tuple[NDArray[np.int64], float]:
     """One confusion matrix an image, (len(positions), K, K) in their order, and the mean loss.
 
     With several workers each takes its share and all get the whole; no image is padded or counted
-    twice, and the number of pixels is checked.
+    twice, and the number of pixels is checked. An image's matrix depends on nothing but the model
+    and the image: every forward pass has `batch_size` images, the last one filled up with a copy.
+    Kernels are chosen by shape and round differently (on CPU a batch of one does), so without that
+    other workers would count other pixels.
     """
     distributed.share_buffers(model)
     model.eval()
@@ -336,8 +343,10 @@ def evaluate(
         world_size=distributed.world_size(),
     ):
         images, masks = batch.on(device)
+        rest = images[-1:].expand(batch_size - len(group), -1, -1, -1)
+        filled = torch.cat([images, rest]).contiguous(memory_format=torch.channels_last)
         with autocast(device, dtype):
-            logits = model(images).float()
+            logits = model(filled)[: len(group)].float()
         loss += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
         found += list(zip(group, count_pixels(logits, masks).cpu(), strict=True))
     found = distributed.all_workers(found)
@@ -413,5 +422,5 @@ def _on_workers(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type != "cuda":
         return nn.parallel.DistributedDataParallel(model)
     # Statistics over the whole batch, as one worker would have them; there is no CPU version.
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])

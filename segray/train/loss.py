@@ -24,8 +24,9 @@ def segmentation_loss(
     """Logits (N, K, H, W) float32 and uint8 masks (N, H, W) -> scalar.
 
     Cross-entropy over class indices, a mean over all pixels that count, of all workers: a worker
-    whose images have much void does not weigh more. DDP averages gradients over workers, hence the
-    factor of world_size. Plus `dice` times `soft_dice_loss`.
+    whose images have much void does not weigh more. Plus `dice` times `soft_dice_loss`. Every
+    worker gets the value that one worker would have for the whole batch, and, once DDP has averaged
+    over workers, its gradients.
     """
     truth = masks.long()
     total = F.cross_entropy(
@@ -34,7 +35,7 @@ def segmentation_loss(
     counts = masks != IGNORE
     weight = counts.sum() if class_weights is None else class_weights[truth[counts]].sum()
     weight = distributed.sum_over_workers(weight.float())
-    loss = total * distributed.world_size() / weight.clamp(min=1e-6)
+    loss = _over_workers(total) / weight.clamp(min=1e-6)
     return loss + dice * soft_dice_loss(logits, masks) if dice else loss
 
 
@@ -42,14 +43,27 @@ def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """1 - the mean Dice of the softmax over the batch's classes (Milletari et al. 2016, V-Net).
 
     With |p| rather than |p|^2 in the denominator. Ignored pixels count nowhere; a class that is
-    not in the batch's truth is left out.
+    not in the batch's truth is left out. The batch is that of all workers together.
     """
     k = logits.shape[1]
     counts = (masks != IGNORE)[:, None]  # (N, 1, H, W)
     probabilities = logits.softmax(1) * counts
     truth = F.one_hot(masks.clamp(max=k).long(), k + 1)[..., :k].permute(0, 3, 1, 2)  # (N, K, H, W)
-    overlap = (probabilities * truth).sum((0, 2, 3))
-    size = truth.sum((0, 2, 3))
-    score = 2 * overlap / (probabilities.sum((0, 2, 3)) + size).clamp(min=1e-6)
+    sums = [
+        (probabilities * truth).sum((0, 2, 3)),
+        probabilities.sum((0, 2, 3)),
+        truth.sum((0, 2, 3)),
+    ]
+    overlap, predicted, size = _over_workers(torch.stack(sums))  # (K,) each
+    score = 2 * overlap / (predicted + size).clamp(min=1e-6)
     present = size > 0
-    return 1 - (score * present).sum() / present.sum().clamp(min=1)
+    loss: Tensor = ((1 - score) * present).sum() / present.sum().clamp(min=1)
+    return loss
+
+
+def _over_workers(here: Tensor) -> Tensor:
+    """The sum of every worker's tensor; DDP averages gradients, hence theirs times world_size."""
+    if distributed.world_size() == 1:
+        return here
+    scaled = here * distributed.world_size()
+    return scaled + (distributed.sum_over_workers(here.detach().clone()) - scaled.detach())

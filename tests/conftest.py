@@ -1,0 +1,24 @@
+"""What every test shares: a cache of its own, and no W&B account of the person who runs it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_surroundings(tmp_path_factory):
+    """Nothing in the home folder is read or written; nothing goes to a W&B server."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "RAY_", "SEGRAY_"))]:
+        del os.environ[name]
+    os.environ["SEGRAY_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["NETRC"] = str(tmp_path_factory.mktemp("home") / "netrc")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture
+def root():
+    """The repository."""
+    return ROOT

@@ -1,0 +1,40 @@
+import pytest
+
+from segray.config import RequestError
+from segray.config.schema import Resources
+from segray.sweep.cluster import Plan, plan
+
+
+@pytest.mark.parametrize(
+    ("resources", "cluster", "trials", "expected"),
+    [
+        ({}, {"CPU": 2}, 10, Plan(1, 1, 0.0, 2)),
+        ({}, {"CPU": 2}, 1, Plan(1, 1, 0.0, 1)),
+        ({"max_concurrent": 1}, {"CPU": 4}, 10, Plan(1, 4, 0.0, 1)),
+        ({"workers": 2}, {"CPU": 2}, 10, Plan(2, 1, 0.0, 1)),
+        ({"workers": 2, "max_concurrent": 1}, {"CPU": 8}, 10, Plan(2, 4, 0.0, 1)),
+        ({}, {"CPU": 16, "GPU": 4}, 10, Plan(1, 4, 1.0, 4)),
+        ({"workers": 4}, {"CPU": 16, "GPU": 4}, 10, Plan(4, 4, 1.0, 1)),
+        ({"gpus_per_worker": 0.5}, {"CPU": 16, "GPU": 1}, 10, Plan(1, 8, 0.5, 2)),
+        ({"gpus_per_worker": 0}, {"CPU": 4, "GPU": 1}, 10, Plan(1, 1, 0.0, 4)),
+        ({"max_concurrent": 3}, {"CPU": 2}, 10, Plan(1, 1, 0.0, 2)),
+    ],
+)
+def test_what_a_trial_gets(resources, cluster, trials, expected):
+    assert plan(Resources(**resources), cluster, trials) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "cluster", "needs"),
+    [
+        ({"workers": 3}, {"CPU": 2}, "3 workers needs 3 CPUs"),
+        ({"gpus_per_worker": 1}, {"CPU": 2}, "1 GPUs"),
+        ({"workers": 2}, {"CPU": 8, "GPU": 1}, "2 GPUs"),
+        ({"cpus_per_worker": 4}, {"CPU": 2}, "4 CPUs"),
+    ],
+)
+def test_a_trial_that_can_never_fit_is_refused_with_the_arithmetic(resources, cluster, needs):
+    with pytest.raises(RequestError) as refusal:
+        plan(Resources(**resources), cluster, 10)
+    assert needs in str(refusal.value)
+    assert f"this cluster has {cluster['CPU']} CPUs" in str(refusal.value)

@@ -1,0 +1,73 @@
+import io
+
+from rich.console import Console
+
+from segray.sweep import progress
+from segray.sweep.progress import Screen
+from segray.sweep.records import TrialResult
+from segray.train import Outcome
+
+
+def screen(terminal, width=80):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=width, highlight=False)
+    return Screen("val/miou", "maximize", 4, console=console), file
+
+
+def ended(trial_id, state="finished", best=0.5, reason=""):
+    outcome = Outcome(state, reason, best, best, 2, best, 4, 9.0)
+    return TrialResult(trial_id, None, {"train.optimizer.lr": 0.00123}, outcome)
+
+
+def play(view):
+    with view.trials(2):
+        view.start("000", {"train.optimizer.lr": 0.00123})
+        view.epoch("000", 1, 0.3, 0.3)
+        view.start("001", {"train.optimizer.lr": 0.1})
+        view.end(ended("000"))
+        view.end(ended("001", "failed", None, "RuntimeError: no"))
+    view.leaderboard(view.ended, "Trials")
+
+
+def test_without_a_terminal_there_are_plain_lines_only():
+    view, file = screen(terminal=False)
+    play(view)
+    text = file.getvalue()
+    assert "\x1b" not in text
+    assert "000 started  lr=0.00123" in text
+    assert "000 finished  val/miou 0.5000 in 4 epochs" in text
+    assert "001 failed: RuntimeError: no" in text
+    assert "2/2 trials  best 0.5000" in text
+
+
+def test_in_a_terminal_the_table_shows_running_and_ended_trials():
+    view, _ = screen(terminal=True)
+    view.trials(2).__enter__()
+    view.start("000", {"train.optimizer.lr": 0.00123})
+    view.start("001", {"train.optimizer.lr": 0.1})
+    view.epoch("001", 3, 0.25, 0.3)
+    view.end(ended("000"))
+    plain = Console(file=io.StringIO(), width=80)
+    plain.print(view._table())
+    text = plain.file.getvalue()
+    assert "000    finished    0.5000  2 of 4  9  0.00123" in text
+    assert "001    running     0.3000     3/4" in text
+    assert "1/2 trials  best 0.5000  ETA" in text
+    view._live.stop()
+
+
+def test_parameters_are_named_by_as_much_of_their_path_as_tells_them_apart():
+    paths = ["train.optimizer.lr", "train.early_stop.patience", "train.schedule.patience"]
+    assert progress._short_names(paths) == ["lr", "early_stop.patience", "schedule.patience"]
+
+
+def test_time_left_comes_from_the_share_of_epochs_done(monkeypatch):
+    view, _ = screen(terminal=False)
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with view.trials(4):
+        view.start("000", {})
+        assert view._eta() == "-"
+        now[0] = 110.0
+        view.epoch("000", 2, 0.1, 0.1)  # half of one of four trials in 10 s
+        assert view._eta() == "1:10"
