@@ -227,7 +227,6 @@ class _Source:
 
     def _values_fit(self, config: SweepConfig) -> Iterator[Problem]:
         """Every choice, end of range and start point, put where it will go."""
-
         for name in config.parameters:
             for path, value in _possible(config, name):
                 tried = _try(config, {name: value})

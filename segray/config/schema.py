@@ -104,9 +104,9 @@ class ScenesData(_Data):
     """Images of the cities that train and val are made of."""
     test_images: Positive = 60
     """Images of the cities that only the final stage sees."""
-    cities: Annotated[Whole, Field(ge=2)] = 10
+    cities: Annotated[Whole, Field(ge=2, le=65)] = 10
     """How many cities train and val are made of."""
-    test_cities: Positive = 3
+    test_cities: Annotated[Whole, Field(ge=1, le=65)] = 3
     """How many cities test is made of."""
     seed: Seed = 0
     """Another seed draws other cities."""
@@ -240,14 +240,14 @@ class Parameter(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needs = {"categorical": {"values"}, "constant": {"value"}}.get(
-            self.distribution or "", {"min", "max"}
+        needs = {"categorical": ["values"], "constant": ["value"]}.get(
+            self.distribution or "", ["min", "max"]
         )
-        given = {key for key in ("values", "value", "min", "max") if key in self.model_fields_set}
+        given = [key for key in ("values", "value", "min", "max") if key in self.model_fields_set]
         if given != needs:
             raise ValueError(
-                f"a {self.distribution} parameter needs {' and '.join(sorted(needs))}, "
-                f"got {' and '.join(sorted(given)) or 'neither values nor min and max'}"
+                f"a {self.distribution} parameter needs {' and '.join(needs)}, "
+                f"got {' and '.join(given) or 'none of values, value, min, max'}"
             )
         if self.values is not None and len(self.values) == 0:
             raise ValueError("values needs at least one value")

@@ -145,7 +145,7 @@ class _NotYaml(Exception):
             what = f"nested deeper than {MAX_DEPTH} levels"
         elif isinstance(error, yaml.reader.ReaderError):
             self.place = str(text.count("\n", 0, error.position) + 1)
-            what = f"the character {ord(error.character):#x} is not allowed"
+            what = f"the character {error.character:#x} is not allowed"
         elif isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
             mark = error.problem_mark
             self.place = f"{mark.line + 1}:{mark.column + 1}"
@@ -197,7 +197,7 @@ class _Nodes:
         self.walk(value, path, above)
 
     def refuse(self, node: yaml.Node, at: KeyPath, rule: str, came: str | None = None) -> None:
-        path = ".".join(filter(None, (self.key, show(at))))
+        path = show((self.key, *at) if self.key else at)
         self.problems.append(Problem(self.where(node.start_mark.line + 1), path, rule, came))
 
 

@@ -1,0 +1,120 @@
+"""The frozen models on their own: ranges of parameters, membership, immutability."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from segray.config import Optimizer, Parameter, ScenesData, SweepConfig
+from segray.config.schema import Augment, Final, Segformer
+
+
+@pytest.mark.parametrize(
+    ("raw", "distribution"),
+    [
+        ({"values": [1, 2]}, "categorical"),
+        ({"value": 3}, "constant"),
+        ({"value": None}, "constant"),
+        ({"min": 1, "max": 4}, "int_uniform"),
+        ({"min": 1.0, "max": 4}, "uniform"),
+        ({"min": 1, "max": 4, "distribution": None}, "int_uniform"),
+        ({"min": 1, "max": 4, "distribution": "uniform"}, "uniform"),
+    ],
+)
+def test_the_distribution_follows_from_the_keys(raw: dict[str, Any], distribution: str) -> None:
+    assert Parameter.model_validate(raw).distribution == distribution
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule"),
+    [
+        ({}, "needs min and max, got none of"),
+        ({"min": 1}, "a uniform parameter needs min and max, got min"),
+        ({"values": [1], "min": 1}, "a categorical parameter needs values, got values and min"),
+        ({"values": [1], "value": 1}, "got values and value"),
+        ({"distribution": "constant", "min": 1, "max": 2}, "needs value, got min and max"),
+        ({"values": []}, "at least one value"),
+        ({"min": 2, "max": 1}, "min must be below max, got min=2 and max=1"),
+        ({"min": 1, "max": 1}, "min must be below max"),
+        ({"min": 0, "max": 1, "distribution": "log_uniform_values"}, "start above 0, got min=0"),
+        ({"min": 1.5, "max": 2.5, "distribution": "int_uniform"}, "needs whole numbers"),
+        ({"min": 0, "max": 2**60}, r"within 2\^53"),
+        ({"min": 10**400, "max": 10**401}, r"within 2\^53"),
+        ({"min": True, "max": 3}, "valid number"),
+        ({"min": float("nan"), "max": 3}, "finite"),
+    ],
+)
+def test_a_parameter_without_sense_is_refused(raw: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        Parameter.model_validate(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "inside", "outside"),
+    [
+        ({"values": [1, "a", [1.0, 2.0]]}, [1, "a", [1.0, 2.0]], [2, "b", [1.0], None]),
+        ({"value": 3}, [3], [4, "3"]),
+        ({"min": 1, "max": 4}, [1, 2, 4, 2.0], [0, 5, 2.5, "2", True, None, 10**400]),
+        ({"min": 0.5, "max": 4.0}, [0.5, 1, 4.0], [0.4, 4.1, float("nan"), float("inf")]),
+    ],
+)
+def test_contains_is_what_the_sampler_could_draw(
+    raw: dict[str, Any], inside: list[Any], outside: list[Any]
+) -> None:
+    parameter = Parameter.model_validate(raw)
+    assert all(parameter.contains(value) for value in inside)
+    assert not any(parameter.contains(value) for value in outside)
+
+
+@pytest.mark.parametrize(
+    ("raw", "probes"),
+    [
+        ({"values": [1, 2]}, (1, 2)),
+        ({"value": 3}, (3,)),
+        ({"min": 2, "max": 6}, (2, 6, 3)),
+    ],
+)
+def test_probes_are_values_the_sampler_could_draw(raw: dict[str, Any], probes: Any) -> None:
+    assert Parameter.model_validate(raw).probes() == probes
+
+
+def test_a_range_of_floats_is_probed_between_whole_numbers() -> None:
+    assert any(value % 1 for value in Parameter(min=1.0, max=5.0).probes())
+
+
+def test_a_parameter_dumps_only_what_was_given() -> None:
+    parameter = Parameter.model_validate({"values": [None, 1]})
+    assert parameter.model_dump(mode="json") == {"distribution": "categorical", "values": [None, 1]}
+
+
+@pytest.mark.parametrize(
+    ("model", "raw", "rule"),
+    [
+        (Segformer, {"name": "segformer"}, "either pretrained"),
+        (Segformer, {"name": "segformer", "pretrained": "x", "variant": "b0"}, "either pretrained"),
+        (Segformer, {"name": "segformer", "pretrained": "x", "width": 0.5}, "width scales"),
+        (ScenesData, {"format": "scenes", "train_images": 9}, "every city needs an image"),
+        (ScenesData, {"format": "scenes", "test_images": 2}, "every city needs an image"),
+        (ScenesData, {"format": "scenes", "size": [16, 64]}, "greater than or equal to 32"),
+        (Augment, {"scale": [2.0, 0.5]}, r"scale is \[smallest, largest\], got \[2.0, 0.5\]"),
+        (Augment, {"flip": True}, "valid number"),
+        (Augment, {"hue": 0.6}, "less than or equal to 0.5"),
+        (Optimizer, {"lr": 0}, "greater than 0"),
+        (Optimizer, {"lr": float("inf")}, "finite"),
+        (Final, {"seeds": [0, 1, 0]}, "every seed can be trained once"),
+        (Final, {"seeds": [-1]}, "greater than or equal to 0"),
+        (Final, {"seeds": [2**32]}, "less than 4294967296"),
+    ],
+)
+def test_a_section_refuses(model: type[BaseModel], raw: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        model.model_validate(raw)
+
+
+def test_a_config_is_frozen() -> None:
+    config = SweepConfig.model_validate(
+        {"name": "a", "model": {"name": "unet"}, "data": {"format": "scenes"}}
+    )
+    for section, key in ((config, "name"), (config.train, "epochs"), (config.model, "name")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(section, key, "x")
