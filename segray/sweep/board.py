@@ -10,12 +10,14 @@ own pruner, fed with what the records hold.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import optuna
 import ray
 from ray.actor import ActorHandle
 
-from segray.train import Stop
+if TYPE_CHECKING:  # it brings torch, which this actor has no use for: 200 MB
+    from segray.train import Stop
 
 NAMESPACE = "segray"
 
