@@ -45,7 +45,7 @@ class UNet(Frozen):
     name: Literal["unet"]
     width: Positive = 64
     """Channels of the first stage; each stage below has twice as many."""
-    depth: Annotated[Whole, Field(ge=1, le=7)] = 4
+    depth: Annotated[Whole, Field(ge=1, le=5)] = 4
     """How many times the encoder halves the image."""
 
 

@@ -39,7 +39,7 @@ class Draw:
 
 def draw(augment: Augment, seed: int, epoch: int, position: int) -> Draw:
     """The changes of the sample at `position` in epoch `epoch`."""
-    u = np.random.default_rng((seed, epoch, position)).random(10).tolist()
+    u = np.random.default_rng((seed, epoch, 1 + position)).random(10).tolist()
     low, high = augment.scale
 
     def around_one(amount: float, share: float) -> float:

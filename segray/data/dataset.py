@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,20 +48,26 @@ class Dataset:
 _opened: dict[CityscapesData | ScenesData, Dataset] = {}
 
 
-def open_dataset(data: CityscapesData | ScenesData, progress: Progress | None = None) -> Dataset:
+def open_dataset(
+    data: CityscapesData | ScenesData, progress: Callable[[str, int, int], None] | None = None
+) -> Dataset:
     """The images of a data section; generates, decodes and caches them where that is not done.
+
+    `progress` is called with what is being done, how many images of it are, and of how many.
 
     A process that opens the same section again gets the same object. Raises RequestError (see
     `find_samples`, `split_samples`, `open_cache`).
     """
     if data in _opened:
         return _opened[data]
-    root = _write_scenes(data, progress) if isinstance(data, ScenesData) else Path(data.root)
+    drawing = partial(progress, "scenes drawn") if progress else None
+    caching = partial(progress, "images cached") if progress else None
+    root = _write_scenes(data, drawing) if isinstance(data, ScenesData) else Path(data.root)
     samples = find_samples(root)
     splits = split_samples(
         samples, split=data.split, val_share=data.val_share, seed=data.split_seed
     )
-    images, masks = open_cache(samples, size=data.size, ignore=data.ignore, progress=progress)
+    images, masks = open_cache(samples, size=data.size, ignore=data.ignore, progress=caching)
     _opened[data] = Dataset(
         ids=tuple(sample.id for sample in samples),
         cities=tuple(sample.city for sample in samples),

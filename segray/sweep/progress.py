@@ -10,7 +10,14 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -60,17 +67,26 @@ class Screen:
         )
 
     @contextlib.contextmanager
-    def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar; yields what to call with (done, total). Nothing shows before that."""
+    def bars(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Progress bars; yields what to call with (title, done, total)."""
         if not self.console.is_terminal:
-            yield self._tenths(title)
+            yield self._quarters
             return
-        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(title, total=None, visible=False)
-            yield lambda done, total: progress.update(
-                task, completed=done, total=total, visible=True
-            )
+            tasks: dict[str, TaskID] = {}
+
+            def tell(title: str, done: int, total: int) -> None:
+                if title not in tasks:
+                    tasks[title] = progress.add_task(title, total=total)
+                progress.update(tasks[title], completed=done)
+
+            yield tell
 
     @contextlib.contextmanager
     def trials(self, total: int) -> Iterator[None]:
@@ -179,12 +195,9 @@ class Screen:
             )
         return table
 
-    def _tenths(self, title: str) -> Callable[[int, int], None]:
-        def tell(done: int, total: int) -> None:
-            if done * 4 // total != (done - 1) * 4 // total:
-                self.say(f"{title} {done}/{total}")
-
-        return tell
+    def _quarters(self, title: str, done: int, total: int) -> None:
+        if done * 4 // total != (done - 1) * 4 // total:
+            self.say(f"{title}: {done}/{total}")
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

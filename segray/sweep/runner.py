@@ -104,7 +104,7 @@ def _prepare(config: SweepConfig, screen: Screen) -> tuple[RunFolder, Dataset]:
     """Everything that can be wrong before Ray starts, the cheapest first; then the run folder."""
     RunFolder.check_free(config)
     screen.say(f"{config.name}: {config.model.name} on {config.data.format}")
-    with screen.bar("images") as progress:
+    with screen.bars() as progress:
         dataset = open_dataset(config.data, progress)
     splits = dataset.splits
     screen.say(

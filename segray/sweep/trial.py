@@ -23,6 +23,7 @@ from segray.train import (
     Metrics,
     Outcome,
     Stop,
+    autocast_type,
     build_trial_model,
     checkpoint,
     distributed,
@@ -171,8 +172,8 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metr
     """Score the best checkpoint on test: metrics.json, and confusion.npz with a matrix an image."""
     model, state = _best_model(spec, dataset, device)
     positions = dataset.splits.test
-    batch = max(1, spec.config.train.batch_size // distributed.world_size())
-    confusion, loss = evaluate(model, dataset, positions, batch_size=batch, device=device)
+    dtype = autocast_type(spec.config.train.precision, device)
+    confusion, loss = evaluate(model, dataset, positions, device=device, dtype=dtype)
     metrics = {"test/loss": loss}
     metrics |= {f"test/{k}": v for k, v in scores(confusion.sum(0), dataset.classes).items()}
     if distributed.rank() == 0:

@@ -157,7 +157,8 @@ class _Training:
                 # The last step broke the weights: nothing was left in the epoch to show it.
                 reason = f"the loss on val became {scored['val/loss']} after epoch {at.epoch + 1}"
                 return self._outcome("diverged", f"{reason} (lr {trained['train/lr']:.2e})")
-            if (stop := self._end_epoch(trained | scored, confusion, started)) is not None:
+            stop = self._end_epoch(trained | scored, confusion, started)
+            if stop is not None and at.epoch < epochs:
                 return self._outcome(stop, f"stopped after epoch {at.epoch}")
         return self._outcome("finished", "")
 

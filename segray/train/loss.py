@@ -32,8 +32,10 @@ def segmentation_loss(
     total = F.cross_entropy(
         logits, truth, weight=class_weights, ignore_index=IGNORE, reduction="sum"
     )
-    counts = masks != IGNORE
-    weight = counts.sum() if class_weights is None else class_weights[truth[counts]].sum()
+    if class_weights is None:
+        weight = (masks != IGNORE).sum()
+    else:  # what is ignored, 255, weighs 0
+        weight = F.pad(class_weights, (0, 1))[truth.clamp(max=len(class_weights))].sum()
     weight = distributed.sum_over_workers(weight.float())
     loss = _over_workers(total) / weight.clamp(min=1e-6)
     return loss + dice * soft_dice_loss(logits, masks) if dice else loss

@@ -20,12 +20,12 @@ def test_every_label_goes_to_its_category(label, ignore: str) -> None:
     assert known[label.id % 256]
     index = table[label.id % 256]
     if ignore == "none":
-        assert index == label.catId
+        assert index == label.categoryId
         assert class_names(ignore)[index] == label.category
     elif label.category == "void":
         assert index == IGNORE
     else:
-        assert index == label.catId - 1
+        assert index == label.categoryId - 1
         assert class_names(ignore)[index] == label.category
 
 
@@ -40,10 +40,14 @@ def test_a_licence_plate_is_a_vehicle_in_an_8_bit_mask() -> None:
     assert CATEGORIES[table[255]] == "vehicle"
 
 
-@given(npst.arrays(np.uint8, npst.array_shapes(min_dims=2, max_dims=2), elements=st.sampled_from(KNOWN)))
+@given(
+    npst.arrays(
+        np.uint8, npst.array_shapes(min_dims=2, max_dims=2), elements=st.sampled_from(KNOWN)
+    )
+)
 def test_both_maps_agree_pixel_by_pixel(mask: np.ndarray) -> None:
     without, with_void = (label_table(ignore)[0][mask] for ignore in ("void", "none"))
-    category = [id2label[-1 if i == 255 else i].catId for i in mask.ravel().tolist()]
+    category = [id2label[-1 if i == 255 else i].categoryId for i in mask.ravel().tolist()]
     np.testing.assert_array_equal(with_void.ravel(), category)
     np.testing.assert_array_equal(without, np.where(with_void == 0, IGNORE, with_void - 1))
 
