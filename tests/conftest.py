@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,3 +23,12 @@ def private_surroundings(tmp_path_factory):
 def root():
     """The repository."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two cores are all there is, and a result may depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

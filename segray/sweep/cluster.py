@@ -9,6 +9,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from segray.config import RequestError
 from segray.config.schema import Resources
@@ -46,36 +47,37 @@ class Plan:
 def ray_cluster() -> Iterator[dict[str, float]]:
     """Ray, for as long as the context lasts; yields the cluster's resources (CPU, GPU).
 
-    Nothing listens beyond loopback. The dashboard runs because Ray Train, on its way out, asks its
-    State API to free the workers' places; it must be this Ray's dashboard and no other's, hence a
-    port of our own.
+    Ray's own processes listen on every interface, which cannot be changed, but answer only those
+    who know a token: one made for this process, since Ray would write its own to a file that all
+    users of the machine can read. The dashboard, on loopback, runs because Ray Train, on its way
+    out, asks its State API to free the workers' places; it must be this Ray's dashboard and no
+    other's, hence a port of our own.
     """
-    os.environ.update({name: os.environ.get(name, value) for name, value in _QUIET.items()})
+    address = os.environ.get("RAY_ADDRESS")
+    token = {} if address else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    for name, value in (_QUIET | token).items():
+        os.environ.setdefault(name, value)
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
     port = _free_port()
-    api = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    where: dict[str, Any] = {"address": address}
+    variables = dict(_WORKERS)
+    if not address:
+        where = {
+            "address": "local",  # never a Ray that somebody else left on this machine
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": port,
+            "object_store_memory": 200 * 2**20,  # nothing large passes through it
+        }
+        variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     try:
-        if address:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": _WORKERS},
-            )
-        else:
-            ray.init(
-                address="local",  # never a Ray that somebody else left on this machine
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                dashboard_port=port,
-                object_store_memory=200 * 2**20,  # nothing large passes through it
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": _WORKERS | api},
-                _node_ip_address="127.0.0.1",
-            )
+        ray.init(
+            **where,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": variables},
+        )
     except ConnectionError as error:
         raise RequestError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
     # A trial's failure is told by its record; Tune and Train would print its traceback as well.

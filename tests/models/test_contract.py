@@ -33,14 +33,6 @@ def logits(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return model.eval()(batch)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     return request.param

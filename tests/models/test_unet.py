@@ -3,7 +3,6 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from segray.models import build_model

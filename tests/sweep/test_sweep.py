@@ -115,7 +115,7 @@ def test_best_holds_the_winners_weights(finished):
 
 
 def test_wandb_holds_a_run_a_trial_with_history_matrix_images_and_summary(finished, records):
-    config, result = finished
+    _, result = finished
     runs = {path.name.split("-", 3)[3]: path for path in result.folder.glob("wandb/offline-run-*")}
     ids = {name.split("-", 1)[1] for name in runs}
     assert ids == {t.id for t in result.trials} | {"final-seed7"}
@@ -306,5 +306,5 @@ def test_no_key_reaches_the_run_folder(sweep_file, segray, tmp_path):
 
 def test_losing_every_trial_is_a_failure_of_the_work(sweep_file):
     config = load_sweep(sweep_file(parameters={LR: {"value": 1.0e30}}, run_cap=2))
-    with pytest.raises(WorkError, match="no trial finished an epoch: .*not finite"):
+    with pytest.raises(WorkError, match=r"no trial finished an epoch: .*not finite"):
         run_sweep(config)
