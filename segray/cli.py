@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from segray import __version__
 from segray.config import RequestError, SegrayError, load_sweep
@@ -83,10 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments, prog_name="segray")
     except SegrayError as error:
-        Console(stderr=True, highlight=False).print(
-            f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True
-        )
+        _complain(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a folder without permission
+        _complain(f"{error.strerror or error}: {error.filename or 'no file named'}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("interrupted; trials that had ended are in the run folder's leaderboard.csv")
+        sys.exit(130)
 
 
 class _Advice:
@@ -113,7 +119,8 @@ def _without_downloads(file: str) -> str:
         name = "unet"
     small = {"segformer": "{name: segformer, variant: b0, width: 0.25}"}
     command = [
-        *("python", "-m", "segray.sweep", file, "name=no-download", "data={format: scenes}"),
+        *(sys.executable, "-m", "segray.sweep", file, "name=no-download"),
+        "data={format: scenes}",
         f"model={small.get(name, '{name: unet, width: 8}')}",
         *("train.crop=null", "train.schedule.warmup_steps=0", "train.epochs=4"),
         *("early_terminate=null", "run_cap=2", "final=null"),
@@ -122,7 +129,8 @@ def _without_downloads(file: str) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    files = [argument for argument in arguments if "=" not in argument or Path(argument).is_file()]
+    # os.path, as Path.is_file raises for an override that is too long for a file's name
+    files = [a for a in arguments if "=" not in a or os.path.isfile(a)]  # noqa: PTH113
     if len(files) != 1:
         raise RequestError(
             f"expected one sweep file and key=value overrides, got {len(files)} files: "
@@ -131,5 +139,6 @@ def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return files[0], [argument for argument in arguments if argument not in files]
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def _complain(message: str) -> None:
+    text = Text.assemble(("error: ", "bold red"), message)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)

@@ -1,7 +1,14 @@
 """YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
 
 from segray.config.errors import ConfigError, Problem, RequestError, SegrayError, WorkError
-from segray.config.load import CATEGORIES, CITYSCAPES_HELP, load_sweep, metric_names, trial_config
+from segray.config.load import (
+    CATEGORIES,
+    CITYSCAPES_HELP,
+    load_sweep,
+    metric_names,
+    reachable,
+    trial_config,
+)
 from segray.config.schema import (
     Augment,
     CityscapesData,
@@ -37,5 +44,6 @@ __all__ = [
     "dump",
     "load_sweep",
     "metric_names",
+    "reachable",
     "trial_config",
 ]

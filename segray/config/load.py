@@ -275,11 +275,22 @@ class _Source:
         if metric.name == "val/loss" and metric.goal == "maximize":
             rule = "a loss is better when it is smaller: set goal: minimize"
             yield self.problem(("metric", "goal"), rule, metric.goal)
+        if metric.name != "val/loss" and metric.goal == "minimize":
+            rule = f"{metric.name} is better when it is larger: set goal: maximize"
+            yield self.problem(("metric", "goal"), rule, metric.goal)
+        if "://" in config.storage:
+            rule = "expected a folder of this machine or of a shared file system"
+            yield self.problem(("storage",), rule, config.storage)
         classes = len(CATEGORIES) + (config.data.ignore == "none")
         for path, weights in _reachable(config, "train.loss.class_weights"):
             if isinstance(weights, tuple) and len(weights) != classes:
                 rule = f"expected one weight for each of the {classes} classes"
                 yield self.problem(path, rule, list(weights))
+
+
+def reachable(config: SweepConfig, path: str) -> tuple[Any, ...]:
+    """What trials can have at a dotted path: the file's value, or choices or ends of a range."""
+    return tuple(value for _, value in _reachable(config, path))
 
 
 def metric_names(ignore: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Images and masks: where they come from, how they are split, cached, augmented and batched."""
 
+from segray.data.cache import cache_root, cores
 from segray.data.dataset import Dataset, open_dataset
 from segray.data.labels import IGNORE, class_colours
 from segray.data.loader import Batch, TrainLoader, eval_batches
@@ -9,7 +10,9 @@ __all__ = [
     "Batch",
     "Dataset",
     "TrainLoader",
+    "cache_root",
     "class_colours",
+    "cores",
     "eval_batches",
     "open_dataset",
 ]

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -32,7 +33,12 @@ Progress = Callable[[int, int], None]
 
 def cache_root() -> Path:
     """$SEGRAY_CACHE, or the system's place for caches."""
-    return Path(os.environ.get("SEGRAY_CACHE") or platformdirs.user_cache_dir("segray"))
+    return Path(os.environ.get("SEGRAY_CACHE") or platformdirs.user_cache_dir("segray")).absolute()
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_cache(
@@ -84,10 +90,9 @@ def _build(
             "name another folder in SEGRAY_CACHE, or lower data.size"
         )
     temporary.mkdir()
-    create = np.lib.format.open_memmap
     shape = (len(samples), *size)
-    images = create(temporary / "images.npy", "w+", np.uint8, (*shape, 3))
-    masks = create(temporary / "masks.npy", "w+", np.uint8, shape)
+    images = _allocate(temporary / "images.npy", (*shape, 3))
+    masks = _allocate(temporary / "masks.npy", shape)
     table, known = label_table(ignore)
 
     def fill(position: int) -> None:
@@ -102,7 +107,7 @@ def _build(
         masks[position] = table[label_ids]
 
     # Threads are enough: Pillow decodes and resizes without the interpreter's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         try:
             for done, _ in enumerate(pool.map(fill, range(len(samples))), start=1):
                 if progress is not None:
@@ -113,6 +118,18 @@ def _build(
     images.flush()
     masks.flush()
     temporary.rename(folder)
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """A new mapped array whose space on disk is taken now: a mapped page that finds the disk full
+    later kills the process.
+    """
+    array: np.memmap[Any, np.dtype[np.uint8]]
+    array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _read_pair(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -13,6 +14,7 @@ from typing import Any
 
 from segray.config import RequestError
 from segray.config.schema import Resources
+from segray.data import cache_root
 
 # Read by Ray as it is imported. Tune's own tables, files and snapshots: segray's records replace
 # them.
@@ -22,6 +24,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C ends the sweep; Tune would take it for the end of the trials.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
@@ -54,6 +58,7 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     other's, hence a port of our own.
     """
     address = os.environ.get("RAY_ADDRESS")
+    os.environ["SEGRAY_CACHE"] = str(cache_root())  # trials run in other folders
     token = {} if address else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name, value in (_QUIET | token).items():
         os.environ.setdefault(name, value)
@@ -78,7 +83,9 @@ def ray_cluster() -> Iterator[dict[str, float]]:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": variables},
         )
-    except ConnectionError as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
         raise RequestError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
     # A trial's failure is told by its record; Tune and Train would print its traceback as well.
     for name in ("ray.tune", "ray.train"):
@@ -92,22 +99,22 @@ def ray_cluster() -> Iterator[dict[str, float]]:
 def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Plan:
     """What each of `trials` trials gets of the cluster.
 
-    auto: a worker takes a GPU where there are any; the cores are shared out over the GPUs, or over
-    the workers that max_concurrent asks for, or each worker takes one core. Raises RequestError,
-    with the arithmetic, for a trial that the cluster can never hold.
+    auto: a worker takes a GPU where there are any, and its share of the cores. Without GPUs as many
+    trials run at once as there are cores, but at most a quarter of them all: of trials that all
+    start together, sampler and ASHA learn nothing. Cores that are left over become threads. Raises
+    RequestError, with the arithmetic, for a trial that the cluster can never hold.
     """
     cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
     per_gpu = resources.gpus_per_worker
     gpu_share = (1.0 if gpus else 0.0) if per_gpu == "auto" else per_gpu
-    wanted = None if resources.max_concurrent == "auto" else resources.max_concurrent
+    limit = trials if gpu_share else max(2, math.ceil(trials / 4))
+    wanted = limit if resources.max_concurrent == "auto" else resources.max_concurrent
     if resources.cpus_per_worker != "auto":
         threads = resources.cpus_per_worker
     elif gpu_share:
         threads = max(1, int(cpus * gpu_share / gpus)) if gpus else 1
-    elif wanted:
-        threads = max(1, cpus // (min(wanted, trials) * resources.workers))
     else:
-        threads = 1
+        threads = max(1, cpus // (min(wanted, trials) * resources.workers))
     fits = cpus // (threads * resources.workers)
     if gpu_share:
         fits = min(fits, int(gpus / (gpu_share * resources.workers) + 1e-9))
@@ -118,7 +125,7 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
             f"this cluster has {cpus} CPUs and {gpus:g} GPUs. Lower resources.workers, "
             "cpus_per_worker or gpus_per_worker"
         )
-    return Plan(resources.workers, threads, gpu_share, min(fits, wanted or fits, trials))
+    return Plan(resources.workers, threads, gpu_share, min(fits, wanted, trials))
 
 
 def _free_port() -> int:

@@ -76,6 +76,13 @@ def run_trials(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _reason(text: str) -> str:
+    """The line of Ray's account of a failure that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    dead = [line for line in lines if "died" in line]
+    return (dead or lines)[0 if dead else -1][:300]
+
+
 def _trial_name(trial: Trial) -> str:
     spec: TrialSpec = trial.config["spec"]
     return spec.id
@@ -141,10 +148,15 @@ class _Booking(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        # An exception in the trial has been written by the trial itself: this is for a process that
-        # died without a word, whose first line says so.
-        error = trial.get_pickled_error() or trial.get_error() or "its process died"
-        self._end(trial.config["spec"], str(error).strip().splitlines()[0])
+        # An exception in worker 0 has been written by the trial itself. This is for a process that
+        # died without a word, and for other workers.
+        spec: TrialSpec = trial.config["spec"]
+        path = Path(trial.error_file or "")
+        text = path.read_text() if path.is_file() else "its process died"
+        spec.folder.mkdir(parents=True, exist_ok=True)
+        with (spec.folder / "log.txt").open("a") as log:
+            log.write(f"\n{text}\n")
+        self._end(spec, _reason(text))
 
     def _end(self, spec: TrialSpec, reason: str) -> None:
         outcome = read_outcome(spec.folder)

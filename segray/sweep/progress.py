@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,9 @@ class Screen:
     metric: str
     goal: str
     epochs: int
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    # The file is named: a Console that looks sys.stdout up each time would, in `segray train`,
+    # follow its redirection to the trial's log.
+    console: Console = field(default_factory=lambda: Console(highlight=False, file=sys.stdout))
     total: int = 0
     ended: list[TrialResult] = field(default_factory=list)
     running: dict[str, Running] = field(default_factory=dict)
@@ -65,6 +68,10 @@ class Screen:
         self.console.print(
             Text(f"[{_clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True
         )
+
+    def line(self, text: str) -> None:
+        """A line as it is."""
+        self.console.print(Text(text), soft_wrap=True)
 
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -132,6 +139,7 @@ class Screen:
 
     def leaderboard(self, results: Sequence[TrialResult], title: str) -> None:
         """The table of ended trials, best first."""
+        self.line("")
         self.console.print(self._rows(ranked(results, self.goal), [], title))
 
     def _status(self) -> str:
@@ -144,11 +152,15 @@ class Screen:
 
     def _eta(self) -> str:
         """From the share of the trials' epochs that is done; ended trials count as whole."""
-        share = len(self.ended) + sum(t.epoch / self.epochs for t in self.running.values())
+        share = len(self.ended) + sum(t.epoch / self._last(t) for t in self.running.values())
         if not share or not self.total:
             return "-"
         passed = time.monotonic() - self._searching_since
         return _clock(passed * max(0.0, self.total - share) / share)
+
+    def _last(self, trial: Running) -> int:
+        """The epoch that a trial would reach."""
+        return int(trial.assignment.get("train.epochs", self.epochs))
 
     def _table(self) -> RenderableType:
         best = ranked(self.ended, self.goal)
@@ -188,7 +200,7 @@ class Screen:
                 trial.id,
                 "running" if trial.epoch else "starting",
                 "-" if trial.best is None else f"{trial.best:.4f}",
-                f"{trial.epoch}/{self.epochs}",
+                f"{trial.epoch}/{self._last(trial)}",
                 f"{time.monotonic() - trial.started:.0f}",
                 *(_brief(trial.assignment.get(name)) for name in names),
                 style="cyan",

@@ -1,6 +1,7 @@
 """The run folder: what a sweep leaves behind. It alone says what happened; Ray's files do not.
 
-Every file is written under a temporary name and renamed, save metrics.jsonl, which grows by lines.
+What is read back is written under a temporary name and renamed, save metrics.jsonl and the study's
+journal, which grow by lines and of which a reader takes whole lines only.
 """
 
 from __future__ import annotations
@@ -74,10 +75,12 @@ class RunFolder:
     @classmethod
     def create(cls, config: SweepConfig) -> RunFolder:
         """A new folder with its sweep.yaml; raises RequestError where none can be made."""
-        cls.check_free(config)
         path = Path(config.storage) / config.name
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.mkdir()  # of two sweeps that start at once under one name, one fails here
+            cls.check_free(config)
             folder = cls(path, secrets.token_hex(4))
             write_text(path / "sweep.yaml", folder._sweep_yaml(config))
         except OSError as error:
@@ -167,7 +170,7 @@ def failed_outcome(folder: Path, reason: str) -> Outcome:
         objective=last.get("objective"),
         best_value=last.get("best"),
         best_epoch=last.get("best_epoch"),
-        last_value=None,
+        last_value=last.get("value"),
         epochs=len(records),
         seconds=round(sum(record["time/epoch_s"] for record in records), 3),
     )

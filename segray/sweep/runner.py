@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,15 @@ from pathlib import Path
 import optuna
 import torch
 
-from segray.config import SweepConfig, WorkError, trial_config
-from segray.data import Dataset, open_dataset
+from segray.config import RequestError, SegrayError, SweepConfig, WorkError, reachable, trial_config
+from segray.data import Dataset, cores, open_dataset
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.cluster import Plan, plan, ray_cluster
 from segray.sweep.progress import Screen
-from segray.sweep.records import RunFolder, TrialResult, ranked
+from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked
 from segray.sweep.search import FixedList, Search, make_spec
-from segray.sweep.trial import run_trial
+from segray.sweep.trial import run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
 
 
@@ -44,10 +45,11 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
     Raises RequestError for a request that cannot be met, WorkError where no trial could be scored.
     """
     screen = screen or _screen(config)
-    folder, dataset = _prepare(config, screen)
+    dataset = _prepare(config, screen)
     with ray_cluster() as cluster:
         search = plan(config.resources, cluster, config.run_cap)
         final = _final_plan(config, cluster)
+        folder = RunFolder.create(config)
         screen.say(
             f"{config.run_cap} trials of up to {config.train.epochs} epochs by {config.method}, "
             f"{search.concurrent} at a time: {_describe(search)}"
@@ -55,53 +57,69 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
         trials = _search(config, folder, search, screen)
         if not trials or trials[0].outcome.best_value is None:
             raise WorkError(_nothing_scored(trials, folder))
-        finals = _final(config, folder, final, trials[0], screen) if final else ()
-    _export(config, folder, dataset, (finals or trials)[0])
+        finals = _final(config, folder, final, trials[0], screen) if final else []
+    scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
+    _export(config, folder, dataset, (scored or trials)[0])
     result = SweepResult(folder.path, tuple(trials), tuple(finals))
     _summarise(config, result, screen)
+    if finals and not scored:
+        raise WorkError(f"the final stage failed: {finals[0].outcome.reason}")
     return result
 
 
 def run_training(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
     """One training with the file's own values, without search; leaves what a trial leaves."""
     screen = screen or _screen(config)
-    folder, dataset = _prepare(config, screen)
+    dataset = _prepare(config, screen)
     alone = config.resources.model_copy(update={"max_concurrent": 1})
-    if config.resources.workers > 1:
-        with ray_cluster() as cluster:
-            chosen = plan(alone, cluster, 1)
-            spec = make_spec(config, folder, chosen, "000", folder.trial("000"), {}, config.seed)
-            queue = FixedList([spec])
-            _run_list(queue, 1, config, folder, chosen, screen)
-            results = queue.results
-    else:
-        chosen = plan(alone, _this_machine(), 1)
-        spec = make_spec(config, folder, chosen, "000", folder.trial("000"), {}, config.seed)
-        with screen.trials(1):
-            screen.start(spec.id, {})
-
-            def tell(metrics: Metrics) -> Stop | None:
-                screen.epoch(spec.id, metrics["epoch"], metrics["value"], metrics["best"])
-                return None
-
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            results = [TrialResult(spec.id, spec.folder, {}, run_trial(spec, device, tell))]
-            screen.end(results[0])
-    folder.write_leaderboard(results, config.metric.goal)
-    if results[0].outcome.best_value is None:
-        raise WorkError(_nothing_scored(results, folder))
-    _export(config, folder, dataset, results[0])
-    result = SweepResult(folder.path, tuple(results), ())
+    on_workers = config.resources.workers > 1
+    with ray_cluster() if on_workers else contextlib.nullcontext(_this_machine()) as machine:
+        stage = plan(alone, machine, 1)
+        folder = RunFolder.create(config)
+        spec = make_spec(config, folder, stage, "000", folder.trial("000"), {}, config.seed)
+        queue = FixedList([spec])
+        if on_workers:
+            _run_list(queue, 1, config, folder, stage, screen)
+        else:
+            _run_here(spec, queue, screen)
+    folder.write_leaderboard(queue.results, config.metric.goal)
+    if queue.results[0].outcome.best_value is None:
+        raise WorkError(_nothing_scored(queue.results, folder))
+    _export(config, folder, dataset, queue.results[0])
+    result = SweepResult(folder.path, tuple(queue.results), ())
     _summarise(config, result, screen)
     return result
+
+
+def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
+    """A trial of one worker in this process, without Ray: easy to debug and to profile."""
+
+    def tell(metrics: Metrics) -> Stop | None:
+        screen.epoch(spec.id, metrics["epoch"], metrics["value"], metrics["best"])
+        return None
+
+    with screen.trials(1):
+        screen.start(spec.id, {})
+        try:
+            outcome = run_trial(spec, trial_device(spec), tell)
+        except SegrayError:
+            raise
+        except Exception as error:
+            log = spec.folder / "log.txt"
+            raise WorkError(
+                f"{type(error).__name__}: {error}\nThe whole story is in {log}"
+            ) from error
+        result = TrialResult(spec.id, spec.folder, {}, outcome)
+        screen.end(result)
+        queue.end(result)
 
 
 def _screen(config: SweepConfig) -> Screen:
     return Screen(config.metric.name, config.metric.goal, config.train.epochs)
 
 
-def _prepare(config: SweepConfig, screen: Screen) -> tuple[RunFolder, Dataset]:
-    """Everything that can be wrong before Ray starts, the cheapest first; then the run folder."""
+def _prepare(config: SweepConfig, screen: Screen) -> Dataset:
+    """Everything that can be found wrong before Ray starts, the cheapest first."""
     RunFolder.check_free(config)
     screen.say(f"{config.name}: {config.model.name} on {config.data.format}")
     with screen.bars() as progress:
@@ -111,11 +129,30 @@ def _prepare(config: SweepConfig, screen: Screen) -> tuple[RunFolder, Dataset]:
         f"images {len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test at "
         f"{config.data.size[0]}x{config.data.size[1]}, {len(dataset.classes)} classes"
     )
+    _check_steps(config, len(splits.train))
     fixed = trial_config(config, {}, seed=config.seed, workers=1, gpus_per_worker=0, threads=1)
     # Fetches pretrained weights once, before trials ask for them side by side.
     parameters = sum(p.numel() for p in build_trial_model(fixed, dataset).parameters())
     screen.say(f"model {config.model.name}, {parameters / 1e6:.2f}M parameters")
-    return RunFolder.create(config), dataset
+    return dataset
+
+
+def _check_steps(config: SweepConfig, images: int) -> None:
+    """Raises RequestError for a batch or a warm-up that train's number of images cannot fill."""
+    batch = max(reachable(config, "train.batch_size"))
+    if batch > images:
+        raise RequestError(
+            f"train.batch_size: a batch of {batch} needs that many images; train has {images}"
+        )
+    epochs = min(reachable(config, "train.epochs"))
+    warmup = max(reachable(config, "train.schedule.warmup_steps"))
+    steps = epochs * (images // batch)
+    if warmup >= steps:
+        raise RequestError(
+            f"train.schedule.warmup_steps: {warmup} steps of warm-up, and training has {steps}: "
+            f"{epochs} epochs x ({images} images // a batch of {batch}). The learning rate would "
+            "never be reached: lower warmup_steps"
+        )
 
 
 def _final_plan(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | None:
@@ -124,6 +161,9 @@ def _final_plan(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | Non
         return None
     workers, seeds = config.final.workers, len(config.final.seeds)
     side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // workers))
+    limit = config.resources.max_concurrent
+    if limit != "auto":
+        side_by_side = min(side_by_side, limit)
     resources = config.resources.model_copy(
         update={"workers": workers, "max_concurrent": side_by_side}
     )
@@ -131,7 +171,7 @@ def _final_plan(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | Non
 
 
 def _this_machine() -> dict[str, float]:
-    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
 
 
 def _search(
@@ -194,13 +234,11 @@ def _final(
     ]
     queue = FixedList(specs)
     _run_list(queue, len(specs), config, folder, stage, screen)
-    broken = [result for result in queue.results if result.outcome.state == "failed"]
-    if broken:
-        raise WorkError(
-            f"{broken[0].id} failed: {broken[0].outcome.reason}\n"
-            f"Its log is {broken[0].folder}/log.txt; the search itself is in leaderboard.csv"
-        )
-    return ranked(queue.results, config.metric.goal)
+    results = ranked(queue.results, config.metric.goal)
+    for result in results:
+        if not (result.folder / "metrics.json").is_file():
+            screen.say(f"{result.id} has no score on test: {result.outcome.reason}")
+    return results
 
 
 def _run_list(
@@ -238,29 +276,34 @@ def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: Tria
 def _summarise(config: SweepConfig, result: SweepResult, screen: Screen) -> None:
     """The leaderboard, the winner, and where everything is."""
     best, outcome = result.best, result.best.outcome
-    screen.leaderboard(
-        result.trials, "\nTrials, best first" if len(result.trials) > 1 else "\nTrial"
-    )
-    screen.leaderboard(result.final, "\nFinal") if result.final else None
-    out = screen.console.print
-    out(
+    screen.leaderboard(result.trials, "Trials, best first" if len(result.trials) > 1 else "Trial")
+    if result.final:
+        screen.leaderboard(result.final, "Final")
+    screen.line(
         f"\nBest: trial {best.id}, {config.metric.name} {outcome.best_value:.4f} "
         f"at epoch {outcome.best_epoch} of {outcome.epochs}"
     )
     for name, value in best.assignment.items():
-        out(f"  {name}: {value}")
-    for final in result.final:
-        scored = json.loads((final.folder / "metrics.json").read_text())
-        out(f"Test, {final.id}: mIoU {scored['test/miou']:.4f}")
+        screen.line(f"  {name}: {value}")
+    scored = [
+        json.loads(path.read_text())["test/miou"]
+        for final in result.final
+        if (path := final.folder / "metrics.json").is_file()
+    ]
+    if len(scored) == 1:
+        screen.line(f"Test: mIoU {scored[0]:.4f}")
+    elif scored:
+        spread = f"{statistics.mean(scored):.4f} +- {statistics.stdev(scored):.4f}"
+        screen.line(f"Test: mIoU {spread} (mean and standard deviation of {len(scored)} seeds)")
     folder = result.folder
-    out(f"\nEverything is in {folder}")
-    out("  leaderboard.csv   a row a trial")
-    out("  trials/<id>/      config.yaml, metrics.jsonl, log.txt of each")
-    if result.final:
-        out("  final/seed_<k>/   test metrics, one confusion matrix an image")
-    out("  best/             the winner's weights")
+    screen.line(f"\nEverything is in {folder}")
+    screen.line("  leaderboard.csv   a row a trial")
+    screen.line("  trials/<id>/      config.yaml, metrics.jsonl, log.txt of each")
+    if scored:
+        screen.line("  final/seed_<k>/   test metrics, one confusion matrix an image")
+    screen.line("  best/             the winner's weights")
     if (folder / "wandb").is_dir():
-        out(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")
+        screen.line(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")
 
 
 def _describe(stage: Plan) -> str:

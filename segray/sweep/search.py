@@ -101,10 +101,8 @@ class Search:
     def _tidy(self) -> None:
         """Drop the checkpoints that nothing will ask for: all but the best trials' best."""
         for place, result in enumerate(ranked(self.results, self.config.metric.goal)):
-            folder = result.folder / "checkpoint"
-            (folder / "last.safetensors").unlink(missing_ok=True)
-            if place >= KEEP_CHECKPOINTS:
-                shutil.rmtree(folder, ignore_errors=True)
+            if place >= KEEP_CHECKPOINTS or result.outcome.state == "failed":
+                shutil.rmtree(result.folder / "checkpoint", ignore_errors=True)
 
 
 class FixedList:

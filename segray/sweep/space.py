@@ -21,11 +21,14 @@ def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> Assignm
 
 def enqueued(point: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Assignment:
     """A start point as Optuna stores it."""
-    return {
-        name: _label(value) if parameters[name].values is not None else value
-        for name, value in point.items()
-        if parameters[name].distribution != "constant"
-    }
+    stored = {}
+    for name, value in point.items():
+        choices = parameters[name].values
+        if choices is not None:  # as the choice is spelled: 1 may stand for 1.0
+            stored[name] = _label(next(choice for choice in choices if choice == value))
+        elif parameters[name].distribution != "constant":
+            stored[name] = value
+    return stored
 
 
 def sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
             raise
 
 
+def trial_device(spec: TrialSpec) -> torch.device:
+    """Where a trial of one worker computes: a GPU only where it was given one."""
+    return torch.device("cuda" if spec.config.gpus_per_worker else "cpu")
+
+
 def tune_trainable(config: Mapping[str, Any]) -> None:
     """What Tune runs for a trial of one worker: its TrialSpec and the name of the board."""
     import ray
@@ -71,7 +77,7 @@ def tune_trainable(config: Mapping[str, Any]) -> None:
         tune.report(_headline(metrics))
         return verdict
 
-    run_trial(spec, torch.device("cuda" if torch.cuda.is_available() else "cpu"), tell)
+    run_trial(spec, trial_device(spec), tell)
 
 
 def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
@@ -126,23 +132,40 @@ def _train_worker(config: Mapping[str, Any]) -> None:
 
 
 def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outcome:
+    dataset = open_dataset(spec.config.data)
+    spec = _resolved(spec, device)
     config = spec.config
-    dataset = open_dataset(config.data)
     if first:
         write_config(spec)
     tracker = _start_tracker(spec, dataset, first)
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
-        test = _score_test(spec, dataset, device) if spec.scores_test else {}
+        scored = spec.scores_test and outcome.best_epoch is not None
+        test = _score_test(spec, dataset, device) if scored else {}
     except BaseException:
         tracker.finish({"state": "failed"}, failed=True)
         raise
     if first:
-        _finish_tracker(tracker, spec, dataset, outcome, test, device)
+        # On record first: whatever happens to the tracker, the trial is over.
         write_outcome(spec.folder, outcome)
+        (spec.folder / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
         print(f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state)
+        try:
+            _finish_tracker(tracker, spec, dataset, outcome, test, device)
+        except Exception:  # a picture that cannot be made is no failure of the trial
+            traceback.print_exc()
+            tracker.finish({"state": outcome.state})
     return outcome
+
+
+def _resolved(spec: TrialSpec, device: torch.device) -> TrialSpec:
+    """With the values that `auto` and null stand for on this machine: they decide numbers."""
+    settings = spec.config.train
+    precision = "fp32" if autocast_type(settings.precision, device) is None else "bf16"
+    crop = settings.crop or spec.config.data.size
+    chosen = settings.model_copy(update={"precision": precision, "crop": crop})
+    return replace(spec, config=spec.config.model_copy(update={"train": chosen}))
 
 
 class _Reporter:
@@ -156,11 +179,11 @@ class _Reporter:
         self._tracker.log(shown, epoch=metrics["epoch"])
         print(
             f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
-            f"{metrics[self._metric]:.4f}  best {metrics['best']:.4f}  "
+            f"{metrics['value']:.4f}  best {metrics['best']:.4f}  "
             f"train/loss {metrics['train/loss']:.4f}  {metrics['time/epoch_s']:.1f} s",
             flush=True,
         )
-        return self._tell({**metrics, "value": metrics[self._metric]})
+        return self._tell(metrics)
 
 
 def _headline(metrics: Metrics) -> Metrics:

@@ -83,7 +83,6 @@ def start_tracker(
     config: Mapping[str, object],
     folder: Path,
     classes: Sequence[str],
-    tags: Sequence[str] = (),
 ) -> Tracker:
     """Start tracking one run; call it in one process of the run only (rank 0).
 
@@ -109,5 +108,4 @@ def start_tracker(
         group=group,
         job_type=job_type,
         config=config,
-        tags=tags,
     )

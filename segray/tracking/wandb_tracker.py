@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 _Online = Literal["online", "offline"]
 
 INIT_SECONDS = 20.0  # for a run to start, and for any later call but the last
-FINISH_SECONDS = 60.0  # for what is left to upload; the rest stays on disk for `segray sync`
+FINISH_SECONDS = 60.0  # for what is left to upload; the rest stays on disk for `wandb sync`
 _GRACE_SECONDS = 10.0  # the client's own limits come first: they leave it in order
 _IGNORED = 255
 
@@ -138,7 +138,7 @@ class WandbTracker:
         _said.add(news)
         _log.warning(
             "W&B: %s; %s. segray's own records are complete. Check the network, WANDB_BASE_URL"
-            " and `wandb login`; upload later with `segray sync`, or switch tracking off.",
+            " and `wandb login`; upload later with `wandb sync`, or switch tracking off.",
             cause,
             consequence,
         )

@@ -34,6 +34,8 @@ def save(
     temporary = path.with_suffix(".tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, temporary, metadata={"segray": json.dumps(state)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

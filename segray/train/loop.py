@@ -37,8 +37,10 @@ Stop = Literal["pruned", "budget"]
 Metrics = dict[str, Any]
 
 EVAL_BATCH = 4  # images a forward pass without gradients takes, whatever training's batch is
+COLLAPSE = 0.3  # share of its best that a metric must lose, and not regain, to have collapsed
 CHECK_EVERY = 50  # steps between looks at the gradient norm: each look waits for the device
 _STOPS: tuple[Stop | None, ...] = (None, "pruned", "budget")
+_WHY = {"pruned": "not among the best trials", "budget": "the sweep's budget was used up"}
 
 
 class Reporter(Protocol):
@@ -159,7 +161,7 @@ class _Training:
                 return self._outcome("diverged", f"{reason} (lr {trained['train/lr']:.2e})")
             stop = self._end_epoch(trained | scored, confusion, started)
             if stop is not None and at.epoch < epochs:
-                return self._outcome(stop, f"stopped after epoch {at.epoch}")
+                return self._outcome(stop, f"{_WHY[stop]} at epoch {at.epoch}")
         return self._outcome("finished", "")
 
     def _train_epoch(self, epoch: int) -> tuple[str | None, Metrics]:
@@ -243,7 +245,7 @@ class _Training:
         at = self.progress
         at.epoch += 1
         # An absent category has no IoU: the worst value, rather than no value.
-        value = float(metrics.get(self.config.metric.name, 0.0 if self.sign > 0 else math.inf))
+        value = float(metrics.get(self.config.metric.name, 0.0))
         is_best = at.best is None or self.sign * (value - at.best) > 0
         if is_best:
             at.best, at.best_epoch = value, at.epoch
@@ -258,6 +260,7 @@ class _Training:
         record = {
             "epoch": at.epoch,
             **metrics,
+            "value": value,  # of the metric that is optimized
             "best": at.best,
             "best_epoch": at.best_epoch,
             "objective": self._objective(),
@@ -296,6 +299,8 @@ class _Training:
 
     def _outcome(self, state: State, reason: str) -> Outcome:
         at = self.progress
+        collapse = find_collapse(read_records(self.folder / "metrics.jsonl"), self.sign)
+        reason = "; ".join(filter(None, [reason, collapse]))
         return Outcome(
             state=state,
             reason=reason,
@@ -355,7 +360,7 @@ def evaluate(
     counts = np.stack([found[place[position]][1].numpy() for position in positions])
     pixels = len(positions) * dataset.masks[0].size
     if counts.sum() != pixels:
-        raise AssertionError(f"{counts.sum()} pixels were counted, and there are {pixels}")
+        raise RuntimeError(f"{counts.sum()} pixels were counted, and there are {pixels}")
     confusion = counts[:, :-1]
     scored = max(1, int(confusion.sum()))
     return confusion, float(distributed.sum_over_workers(loss)) / scored
@@ -389,6 +394,29 @@ def autocast(
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def find_collapse(records: Sequence[Metrics], sign: float) -> str | None:
+    """Words for a metric that fell from its best by COLLAPSE of it and stayed down to the end.
+
+    `sign` is 1 where larger values are better, -1 where smaller ones are. One bad last epoch is no
+    collapse: it takes two.
+    """
+    if not records or records[-1]["best"] is None:
+        return None
+    best = records[-1]["best"]
+    down = [sign * (best - record["value"]) > COLLAPSE * abs(best) for record in records]
+    first = len(down)
+    while first > 0 and down[first - 1]:
+        first -= 1
+    if len(down) - first < 2 or records[-1]["best_epoch"] > first:
+        return None
+    at, before = records[first], records[first - 1]
+    return (
+        f"collapsed at epoch {at['epoch']}: {before['value']:.4f} -> {at['value']:.4f} "
+        f"(lr {at['train/lr']:.2e}, train loss {at['train/loss']:.3g}, "
+        f"largest gradient norm {at['train/grad_norm_max']:.3g})"
+    )
 
 
 def append_record(path: Path, record: Metrics) -> None:

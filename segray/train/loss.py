@@ -48,13 +48,15 @@ def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     not in the batch's truth is left out. The batch is that of all workers together.
     """
     k = logits.shape[1]
-    counts = (masks != IGNORE)[:, None]  # (N, 1, H, W)
-    probabilities = logits.softmax(1) * counts
-    truth = F.one_hot(masks.clamp(max=k).long(), k + 1)[..., :k].permute(0, 3, 1, 2)  # (N, K, H, W)
+    probabilities = logits.softmax(1) * (masks != IGNORE)[:, None]  # (N, K, H, W)
+    # One number a pixel rather than K: the probability of its true class, summed by class. Ignored
+    # pixels have probability 0 in every class and fall into a class of their own, which is cut off.
+    truth = masks.clamp(max=k).long()  # (N, H, W)
+    of_truth = probabilities.gather(1, truth.clamp(max=k - 1)[:, None])  # (N, 1, H, W)
     sums = [
-        (probabilities * truth).sum((0, 2, 3)),
+        probabilities.new_zeros(k + 1).index_add(0, truth.flatten(), of_truth.flatten())[:k],
         probabilities.sum((0, 2, 3)),
-        truth.sum((0, 2, 3)),
+        torch.bincount(truth.flatten(), minlength=k + 1)[:k].to(probabilities.dtype),
     ]
     overlap, predicted, size = _over_workers(torch.stack(sums))  # (K,) each
     score = 2 * overlap / (predicted + size).clamp(min=1e-6)

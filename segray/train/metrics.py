@@ -20,7 +20,7 @@ def count_pixels(logits: Tensor, masks: Tensor) -> Tensor:
     """Logits (N, K, H, W) and uint8 masks (N, H, W) -> counts (N, K + 1, K) int64.
 
     counts[n, true, predicted]; the last row holds the pixels whose truth is ignored, so that the
-    sum is always N x H x W. A truth that is neither a class nor 255 is a fault of the cache.
+    sum is always N x H x W.
     """
     n, k = logits.shape[:2]
     # max is several times faster than argmax on CPU, with the same result.

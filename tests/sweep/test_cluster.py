@@ -9,14 +9,16 @@ from segray.sweep.cluster import Plan, plan
     ("resources", "cluster", "trials", "expected"),
     [
         ({}, {"CPU": 2}, 10, Plan(1, 1, 0.0, 2)),
-        ({}, {"CPU": 2}, 1, Plan(1, 1, 0.0, 1)),
+        ({}, {"CPU": 2}, 1, Plan(1, 2, 0.0, 1)),
+        ({}, {"CPU": 64}, 24, Plan(1, 10, 0.0, 6)),
+        ({"max_concurrent": 24}, {"CPU": 64}, 24, Plan(1, 2, 0.0, 24)),
         ({"max_concurrent": 1}, {"CPU": 4}, 10, Plan(1, 4, 0.0, 1)),
         ({"workers": 2}, {"CPU": 2}, 10, Plan(2, 1, 0.0, 1)),
         ({"workers": 2, "max_concurrent": 1}, {"CPU": 8}, 10, Plan(2, 4, 0.0, 1)),
         ({}, {"CPU": 16, "GPU": 4}, 10, Plan(1, 4, 1.0, 4)),
         ({"workers": 4}, {"CPU": 16, "GPU": 4}, 10, Plan(4, 4, 1.0, 1)),
         ({"gpus_per_worker": 0.5}, {"CPU": 16, "GPU": 1}, 10, Plan(1, 8, 0.5, 2)),
-        ({"gpus_per_worker": 0}, {"CPU": 4, "GPU": 1}, 10, Plan(1, 1, 0.0, 4)),
+        ({"gpus_per_worker": 0}, {"CPU": 4, "GPU": 1}, 16, Plan(1, 1, 0.0, 4)),
         ({"max_concurrent": 3}, {"CPU": 2}, 10, Plan(1, 1, 0.0, 2)),
     ],
 )

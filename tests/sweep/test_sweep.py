@@ -283,10 +283,8 @@ def test_without_the_hub_the_shipped_sweep_says_how_to_get_the_weights(root, seg
 def test_the_command_it_gives_instead_works(root, segray, tmp_path, leaderboard):
     advice = segray("sweep", root / "sweeps/segformer.yaml").stderr
     line = next(line for line in advice.splitlines() if "data={format: scenes}" in line)
-    python, *arguments = shlex.split(line)
-    assert python == "python"
     run = subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=500
+        shlex.split(line), cwd=tmp_path, capture_output=True, text=True, timeout=500
     )
     assert run.returncode == 0, run.stderr
     rows = leaderboard(tmp_path / "runs/no-download")

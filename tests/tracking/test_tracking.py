@@ -38,7 +38,6 @@ def start(tmp_path: Path) -> Start:
             "config": CONFIG,
             "folder": tmp_path / "run",
             "classes": CLASSES,
-            "tags": ["quick"],
         }
         return start_tracker(mode, **{**wanted, **changes})
 
@@ -180,7 +179,6 @@ def test_online_run_arrives(start: Start, online: Any, tmp_path: Path) -> None:
     first = online.calls("UpsertBucket")[0]
     assert (first["name"], first["displayName"]) == ("trial-7", "name of trial-7")
     assert (first["groupName"], first["jobType"]) == ("unet-sweep", "trial")
-    assert first["tags"] == ["quick"]
     config = json.loads(first["config"])
     assert config["train"]["value"]["optimizer"]["lr"] == 6.0e-5
     private = {first[name] for name in ("host", "program", "repo", "commit") if name in first}

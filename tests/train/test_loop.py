@@ -335,7 +335,7 @@ def test_diverging_keeps_the_best_checkpoint(tiny, tmp_path, monkeypatch) -> Non
 def test_the_reporter_can_end_it(tiny, tmp_path: Path, answer: str) -> None:
     outcome = tiny.fit(tmp_path, reporter=tiny.Told(2, answer))
     assert (outcome.state, outcome.epochs) == (answer, 2)
-    assert outcome.reason == "stopped after epoch 2"
+    assert outcome.reason.endswith(" at epoch 2")
     assert len(tiny.records(tmp_path)) == 2
 
 
@@ -447,3 +447,36 @@ def test_predicted_masks_are_those_that_were_counted(tiny, trained) -> None:
         # One pixel may round the other way: here an image is alone in its batch.
         predicted = np.bincount(pred[counts], minlength=7)
         assert np.abs(matrix.sum(0) - predicted).sum() <= 2
+
+
+def told(*values: float) -> list[dict]:
+    """Records of epochs with these values."""
+    best = max(values)
+    rest = {"train/lr": 0.001, "train/loss": 2.0, "train/grad_norm_max": 40.0}
+    return [
+        {"epoch": epoch, "value": value, "best": best, "best_epoch": values.index(best) + 1, **rest}
+        for epoch, value in enumerate(values, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "epoch"),
+    [
+        ((0.5, 0.6, 0.2, 0.1), 3),
+        ((0.5, 0.6, 0.55, 0.3, 0.3), 4),
+        ((0.5, 0.6, 0.1), None),  # one bad epoch
+        ((0.5, 0.6, 0.1, 0.1, 0.5), None),  # it came back
+        ((0.5, 0.6, 0.5, 0.45), None),  # it fell, but not by so much
+        ((0.1, 0.1, 0.6), None),  # it rose
+        ((0.6,), None),
+        ((), None),
+    ],
+)
+def test_a_metric_that_fell_and_stayed_down_has_collapsed(values, epoch) -> None:
+    words = loop.find_collapse(told(*values) if values else [], 1.0)
+    if epoch is None:
+        assert words is None
+    else:
+        assert words.startswith(f"collapsed at epoch {epoch}: ")
+        assert "lr 1.00e-03" in words
+        assert "gradient norm 40" in words
