@@ -90,9 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:  # a full disk, a folder without permission
         _complain(f"{error.strerror or error}: {error.filename or 'no file named'}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        _complain("interrupted; trials that had ended are in the run folder's leaderboard.csv")
-        sys.exit(130)
 
 
 class _Advice:

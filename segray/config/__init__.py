@@ -1,6 +1,13 @@
 """YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
 
-from segray.config.errors import ConfigError, Problem, RequestError, SegrayError, WorkError
+from segray.config.errors import (
+    ConfigError,
+    Interrupted,
+    Problem,
+    RequestError,
+    SegrayError,
+    WorkError,
+)
 from segray.config.load import (
     CATEGORIES,
     CITYSCAPES_HELP,
@@ -29,6 +36,7 @@ __all__ = [
     "Augment",
     "CityscapesData",
     "ConfigError",
+    "Interrupted",
     "Loss",
     "Optimizer",
     "Parameter",

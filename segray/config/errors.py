@@ -4,7 +4,8 @@ SegrayError                 shown to the user as one message, never as a traceba
 ├── RequestError            the request was wrong: exit code 2
 │   ├── ConfigError         the sweep file is wrong: every problem in it, at once
 │   └── MissingInput        a dataset or pretrained weights are not there
-└── WorkError               the work failed: exit code 1
+├── WorkError               the work failed: exit code 1
+└── Interrupted             Ctrl-C: exit code 130, as shells have it
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ class MissingInput(RequestError):
 
 class WorkError(SegrayError):
     """The request was right and the work failed: every trial crashed, the disk is full."""
+
+
+class Interrupted(SegrayError):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)

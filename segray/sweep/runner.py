@@ -6,14 +6,22 @@ import contextlib
 import json
 import statistics
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
 import torch
 
-from segray.config import RequestError, SegrayError, SweepConfig, WorkError, reachable, trial_config
+from segray.config import (
+    Interrupted,
+    RequestError,
+    SegrayError,
+    SweepConfig,
+    WorkError,
+    reachable,
+    trial_config,
+)
 from segray.data import Dataset, cores, open_dataset
 from segray.models import save_model
 from segray.sweep import space
@@ -46,7 +54,7 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
     """
     screen = screen or _screen(config)
     dataset = _prepare(config, screen)
-    with ray_cluster() as cluster:
+    with _interruptible(config), ray_cluster() as cluster:
         search = plan(config.resources, cluster, config.run_cap)
         final = _final_plan(config, cluster)
         folder = RunFolder.create(config)
@@ -73,7 +81,8 @@ def run_training(config: SweepConfig, screen: Screen | None = None) -> SweepResu
     dataset = _prepare(config, screen)
     alone = config.resources.model_copy(update={"max_concurrent": 1})
     on_workers = config.resources.workers > 1
-    with ray_cluster() if on_workers else contextlib.nullcontext(_this_machine()) as machine:
+    machines = ray_cluster() if on_workers else contextlib.nullcontext(_this_machine())
+    with _interruptible(config), machines as machine:
         stage = plan(alone, machine, 1)
         folder = RunFolder.create(config)
         spec = make_spec(config, folder, stage, "000", folder.trial("000"), {}, config.seed)
@@ -89,6 +98,16 @@ def run_training(config: SweepConfig, screen: Screen | None = None) -> SweepResu
     result = SweepResult(folder.path, tuple(queue.results), ())
     _summarise(config, result, screen)
     return result
+
+
+@contextlib.contextmanager
+def _interruptible(config: SweepConfig) -> Iterator[None]:
+    """Ctrl-C ends with a message that says where everything is, not with a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder = Path(config.storage) / config.name
+        raise Interrupted(f"interrupted; trials that had ended are in {folder}") from None
 
 
 def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:

@@ -177,6 +177,24 @@ def test_a_killed_trial_is_booked_as_failed_and_the_sweep_goes_on(sweep_file, le
     assert "died" in rows["000"]["reason"]
 
 
+def test_ctrl_c_ends_it_in_seconds_and_says_where_things_are(sweep_file, tmp_path):
+    file = sweep_file(tracking={"wandb": {"mode": "disabled"}})
+    command = [sys.executable, "-m", "segray", "sweep", file, "train.epochs=10000"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not list(tmp_path.glob("runs/tiny/trials/*/metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.startswith("error: interrupted")
+    assert str(tmp_path / "runs/tiny") in said
+    assert "Traceback" not in said
+    assert list(ray_trials()) == []
+
+
 def test_more_failures_than_the_budget_allows_end_the_sweep(sweep_file, segray):
     """A weight for each class, but of a length that only the loss can find wrong: a real crash."""
     file = sweep_file(
@@ -272,9 +290,9 @@ def test_without_the_hub_the_shipped_sweep_says_how_to_get_the_weights(root, seg
     from segray.data.scenes import write_scenes
 
     write_scenes(tmp_path / "city", train=4, val=1, cities=2, val_cities=1, size=(32, 64), seed=0)
-    run = segray(
-        "sweep", root / "sweeps/segformer.yaml", f"data.root={tmp_path}/city", "data.size=[32,64]"
-    )
+    small = ["data.size=[32,64]", "train.batch_size=1", "train.schedule.warmup_steps=0"]
+    file = root / "sweeps/segformer.yaml"
+    run = segray("sweep", file, f"data.root={tmp_path}/city", *small)
     assert run.returncode == 2
     assert "hf download nvidia/mit-b3" in run.stderr
     assert not (tmp_path / "runs").exists()
