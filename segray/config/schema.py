@@ -207,7 +207,8 @@ class Metric(Frozen):
     """What the sweep optimizes."""
 
     name: str = "val/miou"
-    """val/miou, val/dice, val/accuracy, val/loss or val/iou/<category>."""
+    """val/miou, val/dice, val/accuracy, val/loss or val/iou/<category>; where void is a class, also
+    val/miou_without_void and val/iou/void."""
     goal: Literal["maximize", "minimize"] = "maximize"
     cost_per_epoch: Annotated[Number, Field(ge=0)] = 0.0
     """What an epoch costs in the metric's unit, so that a long patience has a price."""

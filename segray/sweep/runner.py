@@ -63,8 +63,7 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
             f"{search.concurrent} at a time: {_describe(search)}"
         )
         trials = _search(config, folder, search, screen)
-        if not trials or trials[0].outcome.best_value is None:
-            raise WorkError(_nothing_scored(trials, folder))
+        _require_score(trials, folder)
         finals = _final(config, folder, final, trials[0], screen) if final else []
     scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
     _export(config, folder, dataset, (scored or trials)[0])
@@ -92,8 +91,7 @@ def run_training(config: SweepConfig, screen: Screen | None = None) -> SweepResu
         else:
             _run_here(spec, queue, screen)
     folder.write_leaderboard(queue.results, config.metric.goal)
-    if queue.results[0].outcome.best_value is None:
-        raise WorkError(_nothing_scored(queue.results, folder))
+    _require_score(queue.results, folder)
     _export(config, folder, dataset, queue.results[0])
     result = SweepResult(folder.path, tuple(queue.results), ())
     _summarise(config, result, screen)
@@ -331,9 +329,14 @@ def _describe(stage: Plan) -> str:
     return f"{workers} of {stage.threads} CPU{'s' if stage.threads > 1 else ''}{gpus} each"
 
 
-def _nothing_scored(trials: Sequence[TrialResult], folder: RunFolder) -> str:
-    reasons = sorted({trial.outcome.reason for trial in trials})
-    return (
-        f"no trial finished an epoch: {'; '.join(reasons)}\n"
+def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> None:
+    """Raises WorkError where not even the best trial has a score and its weights."""
+    if ranked_trials:
+        best = ranked_trials[0].outcome
+        if best.best_value is not None and best.state != "failed":
+            return
+    reasons = sorted({trial.outcome.reason for trial in ranked_trials})
+    raise WorkError(
+        f"no trial has a result: {'; '.join(reasons) or 'none was started'}\n"
         f"Each one's log is in {folder.path}/trials/<id>/log.txt"
     )

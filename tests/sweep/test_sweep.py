@@ -322,5 +322,5 @@ def test_no_key_reaches_the_run_folder(sweep_file, segray, tmp_path):
 
 def test_losing_every_trial_is_a_failure_of_the_work(sweep_file):
     config = load_sweep(sweep_file(parameters={LR: {"value": 1.0e30}}, run_cap=2))
-    with pytest.raises(WorkError, match=r"no trial finished an epoch: .*not finite"):
+    with pytest.raises(WorkError, match=r"no trial has a result: .*not finite"):
         run_sweep(config)
