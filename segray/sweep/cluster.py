@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,13 +54,16 @@ def ray_cluster() -> Iterator[dict[str, float]]:
 
     Ray's own processes listen on every interface, which cannot be changed, but answer only those
     who know a token: one made for this process, since Ray would write its own to a file that all
-    users of the machine can read. The dashboard, on loopback, runs because Ray Train, on its way
+    users of the machine can read. (A program that imported Ray before has Ray's own way of it.)
+    The dashboard, on loopback, runs because Ray Train, on its way
     out, asks its State API to free the workers' places; it must be this Ray's dashboard and no
     other's, hence a port of our own.
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ["SEGRAY_CACHE"] = str(cache_root())  # trials run in other folders
-    token = {} if address else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    token = {}
+    if not address and "ray" not in sys.modules:  # Ray reads these as it is imported
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name, value in (_QUIET | token).items():
         os.environ.setdefault(name, value)
     import ray

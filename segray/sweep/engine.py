@@ -6,7 +6,11 @@ snapshot is not used (see records), so its folder is scratch and goes when the t
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +74,8 @@ def run_trials(
         ),
     )
     try:
-        tuner.fit()
+        with booking.watch_for_interrupts():
+            tuner.fit()
     finally:
         ray.kill(handle)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -121,6 +126,32 @@ class _Booking(tune.Callback):
 
     def __init__(self, queue: Queue, screen: Screen, close_board: Any) -> None:
         self._queue, self._screen, self._close_board = queue, screen, close_board
+        self._interrupted = False
+
+    @contextlib.contextmanager
+    def watch_for_interrupts(self) -> Iterator[None]:
+        """Make sure that Ctrl-C ends the trials.
+
+        It raises KeyboardInterrupt wherever Python happens to be, and in a destructor or in a
+        callback from C that is swallowed. So it is raised again at Tune's next step.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals do not come here
+            return
+
+        def notice(number: int, frame: object) -> None:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, notice)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its arguments for a restore that segray does not use."""

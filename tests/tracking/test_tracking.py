@@ -137,7 +137,6 @@ def test_offline_run_reads_back(start: Start, tmp_path: Path) -> None:
         "trial",
         "name of trial-7",
         "streets",
-        "quick",
         "/data",
         "6e-05",
     ):
@@ -219,7 +218,7 @@ def test_a_server_in_trouble_means_offline(
     (said,) = [record for record in caplog.records if record.name == "segray"]
     assert said.levelname == "WARNING"
     assert "offline" in said.getMessage()
-    assert "segray sync" in said.getMessage()
+    assert "wandb sync" in said.getMessage()
     assert KEY not in caplog.text
     assert key_holders(tmp_path) == []
     assert capfd.readouterr() == ("", "")
