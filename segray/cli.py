@@ -36,6 +36,9 @@ Arguments = Annotated[
 ]
 
 
+_NO_SEARCH = ["parameters={}", "start_points=[]", "early_terminate=null", "final=null"]
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -67,7 +70,7 @@ def sweep(arguments: Arguments) -> None:
 
 @app.command()
 def train(arguments: Arguments) -> None:
-    """One training with the file's own values, without search.
+    """One training with the file's own values, without search; it is scored on val only.
 
     Example:
 
@@ -77,7 +80,7 @@ def train(arguments: Arguments) -> None:
 
     file, overrides = _split(arguments)
     with _Advice(file):
-        run_training(load_sweep(file, overrides))
+        run_training(load_sweep(file, [*_NO_SEARCH, *overrides]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

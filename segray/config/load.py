@@ -265,9 +265,18 @@ class _Source:
         epochs = max((reached for _, reached in _reachable(config, "train.epochs")), default=0)
         if asha is not None and asha.min_iter >= epochs > 0:
             rule = (
-                f"the first rung must come before the last epoch ({epochs}), or ASHA stops nothing"
+                f"the first rung must come before the last epoch ({epochs}), or ASHA stops "
+                "nothing; lower it, or early_terminate=null for no ASHA"
             )
             yield self.problem(("early_terminate", "min_iter"), rule, asha.min_iter)
+        size = config.data.size
+        for path, crop in _reachable(config, "train.crop"):
+            if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
+                rule = (
+                    f"larger than the images: data.size is {list(size)}; lower it, or "
+                    "train.crop=null for whole images"
+                )
+                yield self.problem(path, rule, list(crop))
         metric, known = config.metric, metric_names(config.data.ignore)
         if metric.name not in known:
             near = _nearest(metric.name, known)

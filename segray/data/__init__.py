@@ -1,8 +1,8 @@
 """Images and masks: where they come from, how they are split, cached, augmented and batched."""
 
 from segray.data.cache import cache_root, cores
-from segray.data.dataset import Dataset, open_dataset
-from segray.data.labels import IGNORE, class_colours
+from segray.data.dataset import Dataset, open_dataset, read_splits
+from segray.data.labels import IGNORE, class_colours, class_names
 from segray.data.loader import Batch, TrainLoader, eval_batches
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "TrainLoader",
     "cache_root",
     "class_colours",
+    "class_names",
     "cores",
     "eval_batches",
     "open_dataset",
+    "read_splits",
 ]

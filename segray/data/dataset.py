@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segray.config import CityscapesData, RequestError, ScenesData
 from segray.data.cache import Progress, cache_root, open_cache
-from segray.data.cityscapes import Splits, find_samples, split_samples
+from segray.data.cityscapes import Sample, Splits, find_samples, split_samples
 from segray.data.labels import class_names
 from segray.data.scenes import write_scenes
 
@@ -60,13 +60,8 @@ def open_dataset(
     """
     if data in _opened:
         return _opened[data]
-    drawing = partial(progress, "scenes drawn") if progress else None
+    samples, splits = read_splits(data, progress)
     caching = partial(progress, "images cached") if progress else None
-    root = _write_scenes(data, drawing) if isinstance(data, ScenesData) else Path(data.root)
-    samples = find_samples(root)
-    splits = split_samples(
-        samples, split=data.split, val_share=data.val_share, seed=data.split_seed
-    )
     images, masks = open_cache(samples, size=data.size, ignore=data.ignore, progress=caching)
     _opened[data] = Dataset(
         ids=tuple(sample.id for sample in samples),
@@ -77,6 +72,19 @@ def open_dataset(
         masks=masks,
     )
     return _opened[data]
+
+
+def read_splits(
+    data: CityscapesData | ScenesData, progress: Callable[[str, int, int], None] | None = None
+) -> tuple[list[Sample], Splits]:
+    """The files of a data section and their splits; no image is decoded, so this takes seconds."""
+    drawing = partial(progress, "scenes drawn") if progress else None
+    root = _write_scenes(data, drawing) if isinstance(data, ScenesData) else Path(data.root)
+    samples = find_samples(root)
+    splits = split_samples(
+        samples, split=data.split, val_share=data.val_share, seed=data.split_seed
+    )
+    return samples, splits
 
 
 def _write_scenes(data: ScenesData, progress: Progress | None) -> Path:

@@ -84,7 +84,7 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         ray.init(
             **where,
             log_to_driver=False,
-            logging_level=logging.ERROR,
+            logging_level=logging.CRITICAL,
             runtime_env={"env_vars": variables},
         )
     except (ConnectionError, ValueError, RuntimeError) as error:

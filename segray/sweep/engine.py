@@ -130,9 +130,9 @@ class _Booking(tune.Callback):
 
     @contextlib.contextmanager
     def watch_for_interrupts(self) -> Iterator[None]:
-        """Make sure that Ctrl-C ends the trials.
+        """Make sure that Ctrl-C and SIGTERM end the trials.
 
-        It raises KeyboardInterrupt wherever Python happens to be, and in a destructor or in a
+        Either raises KeyboardInterrupt wherever Python happens to be, and in a destructor or in a
         callback from C that is swallowed. So it is raised again at Tune's next step.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -143,11 +143,13 @@ class _Booking(tune.Callback):
             self._interrupted = True
             raise KeyboardInterrupt
 
-        before = signal.signal(signal.SIGINT, notice)
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = [signal.signal(number, notice) for number in signals]
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in zip(signals, before, strict=True):
+                signal.signal(number, handler)
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         if self._interrupted:

@@ -25,6 +25,7 @@ from rich.text import Text
 from segray.sweep.records import TrialResult, ranked
 
 HEARTBEAT = 30.0  # seconds between status lines where there is no terminal
+FIXED_WIDTH = 54  # columns that the table takes before the first parameter
 ROWS = 12  # ended trials in the live table, the best ones
 _COLOURS = {"pruned": "dim", "failed": "red", "diverged": "red", "budget": "yellow"}
 
@@ -58,8 +59,10 @@ class Screen:
     _searching_since: float = 0.0
     _last_line: float = 0.0
     _live: Live | None = None
+    _lively: bool = False  # whether the terminal can redraw lines
 
     def __post_init__(self) -> None:
+        self._lively = self.console.is_terminal and not self.console.is_dumb_terminal
         if not self.console.is_terminal:
             self.console = Console(highlight=False, width=160, file=self.console.file)
 
@@ -76,7 +79,7 @@ class Screen:
     @contextlib.contextmanager
     def bars(self) -> Iterator[Callable[[str, int, int], None]]:
         """Progress bars; yields what to call with (title, done, total)."""
-        if not self.console.is_terminal:
+        if not self._lively:
             yield self._quarters
             return
         columns = (
@@ -100,7 +103,7 @@ class Screen:
         """Show `total` trials as they come and go."""
         self.total, self.ended, self.running = total, [], {}
         self._searching_since = self._last_line = time.monotonic()
-        if not self.console.is_terminal:
+        if not self._lively:
             yield
             return
         with Live(
@@ -181,8 +184,9 @@ class Screen:
         for column in ("trial", "state", self.metric, "epoch", "s"):
             numeric = column not in ("trial", "state")
             table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
+        names = self._that_fit(names, everything)
         for column in _short_names(names):
-            table.add_column(column, justify="right", overflow="fold")
+            table.add_column(column, justify="right", no_wrap=True)
         for place, result in enumerate(ended):
             o = result.outcome
             value = "-" if o.best_value is None else f"{o.best_value:.4f}"
@@ -190,7 +194,7 @@ class Screen:
                 result.id,
                 o.state,
                 value,
-                f"{o.best_epoch or '-'} of {o.epochs}",
+                f"{o.epochs} (best {o.best_epoch})" if o.best_epoch else str(o.epochs),
                 f"{o.seconds:.0f}",
                 *(_brief(result.assignment.get(name)) for name in names),
                 style=_COLOURS.get(o.state) or ("bold green" if place == 0 else None),
@@ -206,6 +210,16 @@ class Screen:
                 style="cyan",
             )
         return table
+
+    def _that_fit(self, names: Sequence[str], everything: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The first parameters, as many as the console is wide: leaderboard.csv has them all."""
+        room = self.console.width - FIXED_WIDTH
+        for count, name in enumerate(names):
+            cells = [_brief(assignment.get(name)) for assignment in everything]
+            room -= 2 + max(map(len, [_short_names(names)[count], *cells]))
+            if room < 0:
+                return list(names[:count])
+        return list(names)
 
     def _quarters(self, title: str, done: int, total: int) -> None:
         if done * 4 // total != (done - 1) * 4 // total:

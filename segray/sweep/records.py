@@ -120,11 +120,11 @@ class RunFolder:
             "python": platform.python_version()
         }
         header = [
-            "# The resolved config of this run; `segray sweep` accepts this file too.",
+            "# The resolved config of this run; `segray sweep` runs it again under another name=.",
             f"# id: {self.sweep_id}",
             f"# config sha256: {digest}",
             f"# started: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
-            f"# command: {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+            f"# command: {shlex.join(['segray', *sys.argv[1:]])}",
             f"# versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         ]
         return "\n".join(header) + "\n" + dump(plain)

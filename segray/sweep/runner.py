@@ -22,7 +22,7 @@ from segray.config import (
     reachable,
     trial_config,
 )
-from segray.data import Dataset, cores, open_dataset
+from segray.data import Dataset, cores, open_dataset, read_splits
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.cluster import Plan, plan, ray_cluster
@@ -59,16 +59,20 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
         final = _final_plan(config, cluster)
         folder = RunFolder.create(config)
         screen.say(
-            f"{config.run_cap} trials of up to {config.train.epochs} epochs by {config.method}, "
+            f"{_count(config.run_cap, 'trial')} of up to {_count(config.train.epochs, 'epoch')} by "
+            f"{config.method}, "
             f"{search.concurrent} at a time: {_describe(search)}"
         )
+        if config.final is not None:
+            screen.say(f"then the winner again with {_count(len(config.final.seeds), 'seed')}")
         trials = _search(config, folder, search, screen)
         _require_score(trials, folder)
         finals = _final(config, folder, final, trials[0], screen) if final else []
     scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
-    _export(config, folder, dataset, (scored or trials)[0])
+    kept = (scored or trials)[0]
+    _export(config, folder, dataset, kept)
     result = SweepResult(folder.path, tuple(trials), tuple(finals))
-    _summarise(config, result, screen)
+    _summarise(config, result, kept, screen)
     if finals and not scored:
         raise WorkError(f"the final stage failed: {finals[0].outcome.reason}")
     return result
@@ -94,7 +98,7 @@ def run_training(config: SweepConfig, screen: Screen | None = None) -> SweepResu
     _require_score(queue.results, folder)
     _export(config, folder, dataset, queue.results[0])
     result = SweepResult(folder.path, tuple(queue.results), ())
-    _summarise(config, result, screen)
+    _summarise(config, result, result.best, screen)
     return result
 
 
@@ -140,16 +144,16 @@ def _prepare(config: SweepConfig, screen: Screen) -> Dataset:
     RunFolder.check_free(config)
     screen.say(f"{config.name}: {config.model.name} on {config.data.format}")
     with screen.bars() as progress:
+        _, splits = read_splits(config.data, progress)
+        _check_steps(config, len(splits.train))
+        fixed = trial_config(config, {}, seed=config.seed, workers=1, gpus_per_worker=0, threads=1)
+        # Fetches pretrained weights once, before trials ask for them side by side.
+        parameters = sum(p.numel() for p in build_trial_model(fixed).parameters())
         dataset = open_dataset(config.data, progress)
-    splits = dataset.splits
     screen.say(
         f"images {len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test at "
         f"{config.data.size[0]}x{config.data.size[1]}, {len(dataset.classes)} classes"
     )
-    _check_steps(config, len(splits.train))
-    fixed = trial_config(config, {}, seed=config.seed, workers=1, gpus_per_worker=0, threads=1)
-    # Fetches pretrained weights once, before trials ask for them side by side.
-    parameters = sum(p.numel() for p in build_trial_model(fixed, dataset).parameters())
     screen.say(f"model {config.model.name}, {parameters / 1e6:.2f}M parameters")
     return dataset
 
@@ -168,7 +172,7 @@ def _check_steps(config: SweepConfig, images: int) -> None:
         raise RequestError(
             f"train.schedule.warmup_steps: {warmup} steps of warm-up, and training has {steps}: "
             f"{epochs} epochs x ({images} images // a batch of {batch}). The learning rate would "
-            "never be reached: lower warmup_steps"
+            f"never be reached: lower it, as in train.schedule.warmup_steps={steps // 10}"
         )
 
 
@@ -233,8 +237,8 @@ def _final(
     assert config.final is not None
     seeds = config.final.seeds
     screen.say(
-        f"final: trial {winner.id} trained again with {len(seeds)} "
-        f"seed{'s' if len(seeds) > 1 else ''} and scored on test: {_describe(stage)}"
+        f"final: trial {winner.id} trained again with {_count(len(seeds), 'seed')} and scored on "
+        f"test: {_describe(stage)}"
     )
     specs = [
         make_spec(
@@ -285,13 +289,13 @@ def _run_list(
 def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: TrialResult) -> None:
     """best/: the weights of the best training, as predict and transformers load them."""
     fixed = trial_config(config, best.assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
-    model = build_trial_model(fixed, dataset)
+    model = build_trial_model(fixed)
     checkpoint.load(best.folder / "checkpoint" / "best.safetensors", model)
     save_model(model, folder.path / "best", class_names=dataset.classes)
 
 
-def _summarise(config: SweepConfig, result: SweepResult, screen: Screen) -> None:
-    """The leaderboard, the winner, and where everything is."""
+def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, screen: Screen) -> None:
+    """The leaderboard, the winner, and where everything is; `kept` is what best/ holds."""
     best, outcome = result.best, result.best.outcome
     screen.leaderboard(result.trials, "Trials, best first" if len(result.trials) > 1 else "Trial")
     if result.final:
@@ -308,25 +312,32 @@ def _summarise(config: SweepConfig, result: SweepResult, screen: Screen) -> None
         if (path := final.folder / "metrics.json").is_file()
     ]
     if len(scored) == 1:
-        screen.line(f"Test: mIoU {scored[0]:.4f}")
+        screen.line(f"Test: mIoU {scored[0]:.4f}, of {kept.id}")
     elif scored:
         spread = f"{statistics.mean(scored):.4f} +- {statistics.stdev(scored):.4f}"
         screen.line(f"Test: mIoU {spread} (mean and standard deviation of {len(scored)} seeds)")
+    failed = [trial.id for trial in result.trials if trial.outcome.state == "failed"]
+    if failed:
+        count = _count(len(failed), "trial")
+        screen.line(f"Failed: {count} ({', '.join(failed)}): see trials/<id>/log.txt")
     folder = result.folder
     screen.line(f"\nEverything is in {folder}")
     screen.line("  leaderboard.csv   a row a trial")
     screen.line("  trials/<id>/      config.yaml, metrics.jsonl, log.txt of each")
     if scored:
         screen.line("  final/seed_<k>/   test metrics, one confusion matrix an image")
-    screen.line("  best/             the winner's weights")
+    screen.line(f"  best/             the weights of {kept.id}")
     if (folder / "wandb").is_dir():
         screen.line(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")
 
 
 def _describe(stage: Plan) -> str:
     gpus = f", {stage.gpus_per_worker:g} GPU" if stage.gpus_per_worker else ""
-    workers = f"{stage.workers} worker{'s' if stage.workers > 1 else ''}"
-    return f"{workers} of {stage.threads} CPU{'s' if stage.threads > 1 else ''}{gpus} each"
+    return f"{_count(stage.workers, 'worker')} of {_count(stage.threads, 'CPU')}{gpus} each"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> None:

@@ -193,7 +193,7 @@ def _headline(metrics: Metrics) -> Metrics:
 
 def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metrics:
     """Score the best checkpoint on test: metrics.json, and confusion.npz with a matrix an image."""
-    model, state = _best_model(spec, dataset, device)
+    model, state = _best_model(spec, device)
     positions = dataset.splits.test
     dtype = autocast_type(spec.config.train.precision, device)
     confusion, loss = evaluate(model, dataset, positions, device=device, dtype=dtype)
@@ -247,7 +247,7 @@ def _finish_tracker(
     positions = dataset.splits.val[: spec.wandb["images"]] if at_best else ()
     images = []
     if positions and spec.wandb["mode"] != "disabled":
-        model, _ = _best_model(spec, dataset, device)
+        model, _ = _best_model(spec, device)
         preds = predict_masks(model, dataset, positions, device)
         images = [
             TrackedImage(dataset.ids[at], dataset.images[at], dataset.masks[at], pred)
@@ -271,10 +271,8 @@ def _finish_tracker(
     )
 
 
-def _best_model(
-    spec: TrialSpec, dataset: Dataset, device: torch.device
-) -> tuple[torch.nn.Module, Metrics]:
-    model = build_trial_model(spec.config, dataset)
+def _best_model(spec: TrialSpec, device: torch.device) -> tuple[torch.nn.Module, Metrics]:
+    model = build_trial_model(spec.config)
     state = checkpoint.load(spec.folder / "checkpoint" / "best.safetensors", model)
     return model.to(device), state
 

@@ -50,10 +50,19 @@ def test_in_a_terminal_the_table_shows_running_and_ended_trials():
     plain = Console(file=io.StringIO(), width=80)
     plain.print(view._table())
     text = plain.file.getvalue()
-    assert "000    finished    0.5000  2 of 4  9  0.00123" in text
-    assert "001    running     0.3000     3/4" in text
+    assert "000    finished    0.5000  4 (best 2)  9  0.00123" in text
+    assert "001    running     0.3000         3/4" in text
     assert "1/2 trials  best 0.5000  ETA" in text
     view._live.stop()
+
+
+def test_a_narrow_terminal_shows_the_parameters_that_fit():
+    view, file = screen(terminal=True, width=64)
+    long = TrialResult("000", None, {"model.width": 8, "train.augment.brightness": 0.1}, None)
+    trial = ended("000")
+    view.leaderboard([TrialResult("000", None, long.assignment, trial.outcome)], "Trials")
+    assert "width" in file.getvalue()
+    assert "brightness" not in file.getvalue()
 
 
 def test_parameters_are_named_by_as_much_of_their_path_as_tells_them_apart():

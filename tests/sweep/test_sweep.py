@@ -146,11 +146,18 @@ def test_a_sweep_leaves_nothing_of_rays_behind(finished):
 
 
 def ray_trials():
-    """The pids of processes in which Tune runs trials of one worker."""
+    """The pids of processes in which a sweep that this process started runs trials."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it may have ended meanwhile
-            if b"ray::ImplicitFunc" in path.read_bytes():
-                yield int(path.parent.name)
+            pid = int(path.parent.name)
+            if b"ray::ImplicitFunc" in path.read_bytes() and os.getpid() in ancestors(pid):
+                yield pid
+
+
+def ancestors(pid):
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        yield pid
 
 
 def test_a_killed_trial_is_booked_as_failed_and_the_sweep_goes_on(sweep_file, leaderboard):
@@ -177,7 +184,8 @@ def test_a_killed_trial_is_booked_as_failed_and_the_sweep_goes_on(sweep_file, le
     assert "died" in rows["000"]["reason"]
 
 
-def test_ctrl_c_ends_it_in_seconds_and_says_where_things_are(sweep_file, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_in_seconds_and_it_says_where_things_are(sweep_file, tmp_path, stop):
     file = sweep_file(tracking={"wandb": {"mode": "disabled"}})
     command = [sys.executable, "-m", "segray", "sweep", file, "train.epochs=10000"]
     with subprocess.Popen(
@@ -186,13 +194,15 @@ def test_ctrl_c_ends_it_in_seconds_and_says_where_things_are(sweep_file, tmp_pat
         while not list(tmp_path.glob("runs/tiny/trials/*/metrics.jsonl")):
             assert process.poll() is None
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        trials = list(ray_trials())
+        process.send_signal(stop)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.startswith("error: interrupted")
     assert str(tmp_path / "runs/tiny") in said
     assert "Traceback" not in said
-    assert list(ray_trials()) == []
+    assert trials
+    assert not [pid for pid in trials if Path(f"/proc/{pid}").exists()]
 
 
 def test_more_failures_than_the_budget_allows_end_the_sweep(sweep_file, segray):

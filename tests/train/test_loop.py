@@ -366,7 +366,7 @@ def test_the_best_checkpoint_scores_what_was_recorded(tiny, tmp_path: Path, mode
     changes = {"model": getattr(tiny, model), "train.epochs": 3}
     outcome = tiny.fit(tmp_path, changes)
     data = tiny.dataset()
-    net = build_trial_model(tiny.config(changes), data)
+    net = build_trial_model(tiny.config(changes))
     state = checkpoint.load(tmp_path / "checkpoint" / "best.safetensors", net)
     confusion, loss = evaluate(net, data, data.splits.val, device=tiny.CPU)
     record = tiny.records(tmp_path)[outcome.best_epoch - 1]
@@ -391,7 +391,7 @@ def trained(tiny):
     torch.manual_seed(0)
 
     def make(settings):
-        model = build_trial_model(tiny.config({"model": settings}), data)
+        model = build_trial_model(tiny.config({"model": settings}))
         ((_, batch),) = loop.eval_batches(data, range(9), batch_size=9)
         images, _ = batch.on(tiny.CPU)
         for _ in range(3):

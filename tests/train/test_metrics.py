@@ -23,6 +23,9 @@ IDS = [label.id for label in labels if label.id >= 0]
 SCORED = [i for i in IDS if not id2label[i].ignoreInEval or id2label[i].category == "void"]
 PREDICTED = [i for i in IDS if not id2label[i].ignoreInEval]
 
+# scikit-learn says so of a matrix of one class, which is what some draws make.
+pytestmark = pytest.mark.filterwarnings("ignore:A single label was found")
+
 
 def logits_of(preds: np.ndarray, classes: int) -> torch.Tensor:
     """(N, H, W) class indices -> logits (N, K, H, W) that are largest there."""

@@ -27,7 +27,7 @@ MODELS = ("no norm", "frozen norm", "segformer")
 def scored_model(settings: dict[str, Any]) -> nn.Module:
     """A model with weights and statistics of its own."""
     torch.manual_seed(0)
-    model = build_trial_model(tiny.config({"model": settings}), tiny.dataset())
+    model = build_trial_model(tiny.config({"model": settings}))
     for _ in range(3):
         model.train()(torch.randn(4, 3, *tiny.SIZE))
     return model
