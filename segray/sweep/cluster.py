@@ -25,6 +25,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # A dead process is told in the trial's row and log.txt; Ray would print nine lines of its own.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",
     # Ctrl-C ends the sweep; Tune would take it for the end of the trials.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
