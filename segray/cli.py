@@ -35,7 +35,13 @@ Arguments = Annotated[
 ]
 
 
-_NO_SEARCH = ["parameters={}", "start_points=[]", "early_terminate=null", "final=null"]
+_NO_SEARCH = [
+    "parameters={}",
+    "start_points=[]",
+    "require=[]",
+    "early_terminate=null",
+    "final=null",
+]
 
 
 @app.callback(invoke_without_command=True)

@@ -1,6 +1,15 @@
 """YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
 
-from segray.config.assignment import reachable, trial_config
+from segray.config.assignment import (
+    Assignment,
+    draw_order,
+    grid,
+    is_active,
+    reachable,
+    satisfied,
+    trial_config,
+    trial_count,
+)
 from segray.config.errors import (
     ConfigError,
     Interrupted,
@@ -28,6 +37,7 @@ from segray.config.yaml_file import dump
 __all__ = [
     "CATEGORIES",
     "CITYSCAPES_HELP",
+    "Assignment",
     "Augment",
     "CityscapesData",
     "ConfigError",
@@ -45,10 +55,15 @@ __all__ = [
     "Train",
     "TrialConfig",
     "WorkError",
+    "draw_order",
     "dump",
+    "grid",
+    "is_active",
     "load_sweep",
     "metric_names",
     "reachable",
     "read_sweep",
+    "satisfied",
     "trial_config",
+    "trial_count",
 ]

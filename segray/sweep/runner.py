@@ -21,6 +21,7 @@ from segray.config import (
     WorkError,
     reachable,
     trial_config,
+    trial_count,
 )
 from segray.data import Dataset, cores, open_dataset, read_splits
 from segray.models import save_model
@@ -55,12 +56,12 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
     screen = screen or _screen(config)
     dataset = _prepare(config, screen)
     with _interruptible(config), ray_cluster() as cluster:
-        search = plan(config.resources, cluster, config.run_cap)
+        search = plan(config.resources, cluster, trial_count(config))
         final = _final_plan(config, cluster)
         folder = RunFolder.create(config)
         screen.say(
-            f"{_count(config.run_cap, 'trial')} of up to {_count(config.train.epochs, 'epoch')} by "
-            f"{config.method}, "
+            f"{_count(trial_count(config), 'trial')} of up to "
+            f"{_count(config.train.epochs, 'epoch')} by {config.method}, "
             f"{search.concurrent} at a time: {_describe(search)}"
         )
         if config.final is not None:
@@ -202,7 +203,7 @@ def _search(
     from segray.sweep.engine import run_trials
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with screen.trials(config.run_cap), warnings.catch_warnings():
+    with screen.trials(trial_count(config)), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         search = Search(config, folder, stage)
         run_trials(
@@ -211,7 +212,7 @@ def _search(
             screen,
             board=f"segray-{folder.sweep_id}-search",
             scratch=folder.path / ".ray",
-            total=config.run_cap,
+            total=trial_count(config),
             goal=config.metric.goal,
             pruner=space.pruner(config),
             deadline=search.deadline,
@@ -225,7 +226,7 @@ def _search(
             f"{config.budget.max_failed_trials}: {'; '.join(reasons)}\n"
             f"Each one's log is in {folder.path}/trials/<id>/log.txt"
         )
-    if len(results) < config.run_cap:
+    if len(results) < trial_count(config):
         screen.say(f"budget.hours={config.budget.hours} is used up after {len(results)} trials")
     return results
 

@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from segray.config import SweepConfig, trial_config
+from segray.config import SweepConfig, trial_config, trial_count
 from segray.sweep import space
 from segray.sweep.cluster import Plan
 from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked
@@ -67,7 +67,7 @@ class Search:
 
     def next(self) -> TrialSpec | None:
         late = self.deadline is not None and time.time() > self.deadline
-        if late or self.closed or len(self.asked) == self.config.run_cap:
+        if late or self.closed or len(self.asked) == trial_count(self.config):
             return None
         trial = self.study.ask()
         trial_id = f"{trial.number:03d}"

@@ -9,18 +9,20 @@ from typing import Any
 
 import optuna
 
-from segray.config import Parameter, SweepConfig
-
-Assignment = dict[str, Any]  # dotted path of a config key -> value
+from segray.config import Assignment, Parameter, SweepConfig, draw_order, is_active, trial_count
 
 
 def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> Assignment:
-    """Draw every parameter of a trial."""
-    return {name: _draw(trial, name, parameter) for name, parameter in parameters.items()}
+    """Draw the parameters of a trial: each after those its `when` asks, where they hold."""
+    made: Assignment = {}
+    for name in draw_order(parameters):
+        if is_active(parameters[name], made):
+            made[name] = _draw(trial, name, parameters[name])
+    return made
 
 
 def enqueued(point: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Assignment:
-    """A start point as Optuna stores it."""
+    """A start point, or a combination of the grid, as Optuna stores it."""
     stored = {}
     for name, value in point.items():
         choices = parameters[name].values
@@ -37,10 +39,10 @@ def sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:
     TPE draws a quarter of the trials at random before it models: Optuna's fixed ten would be most
     of a small sweep. `constant_liar` keeps trials that run side by side apart.
     """
-    if config.method == "random":
+    if config.method != "tpe":  # every trial of a grid is enqueued
         return optuna.samplers.RandomSampler(seed=config.seed)
     return optuna.samplers.TPESampler(
-        n_startup_trials=math.ceil(config.run_cap / 4), constant_liar=True, seed=config.seed
+        n_startup_trials=math.ceil(trial_count(config) / 4), constant_liar=True, seed=config.seed
     )
 
 
@@ -62,7 +64,10 @@ def _draw(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
     if low is None or high is None:
         return parameter.value
     if parameter.distribution == "int_uniform":
-        return trial.suggest_int(name, int(low), int(high))
+        return trial.suggest_int(name, int(low), int(high), step=int(parameter.step or 1))
+    if parameter.step is not None:
+        drawn = trial.suggest_float(name, low, high, step=parameter.step)
+        return parameter.nth(round((drawn - low) / parameter.step))  # 0.3, not 0.30000000000000004
     return trial.suggest_float(name, low, high, log=parameter.distribution == "log_uniform_values")
 
 
