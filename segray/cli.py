@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from segray import __version__
-from segray.config import RequestError, SegrayError, load_sweep
+from segray.config import RequestError, SegrayError, json_schema, load_sweep
 from segray.config.errors import ConfigError, MissingInput
 from segray.config.load import read_unchecked
 
@@ -86,6 +87,19 @@ def train(arguments: Arguments) -> None:
     file, overrides = _split(arguments)
     with _Advice(file):
         run_training(load_sweep(file, [*_NO_SEARCH, *overrides]))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, with which an editor completes keys and marks typos.
+
+    Example:
+
+        segray schema > schema.json
+
+    and as the first line of a sweep file beside it: # yaml-language-server: $schema=schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from segray.config.errors import (
     SegrayError,
     WorkError,
 )
+from segray.config.json_schema import json_schema
 from segray.config.load import CITYSCAPES_HELP, SweepFile, load_sweep, read_sweep
 from segray.config.rules import CATEGORIES, metric_names
 from segray.config.schema import (
@@ -59,6 +60,7 @@ __all__ = [
     "dump",
     "grid",
     "is_active",
+    "json_schema",
     "load_sweep",
     "metric_names",
     "reachable",

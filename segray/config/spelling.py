@@ -99,6 +99,9 @@ _RAY: dict[str, tuple[tuple[str, ...], Callable[..., dict[str, Any]]]] = {
     "qrandint": ((*_ENDS, "q"), _range("int_uniform")),  # here it is
     "loguniform": (_ENDS, _range("log_uniform_values")),
 }
+RAY_FUNCTIONS = tuple(_RAY)
+DISTRIBUTIONS = tuple(dict.fromkeys((*_OURS, "q_uniform", *_RAY)))
+"""What `distribution` may be in a sweep file."""
 
 
 def _call(text: str) -> tuple[str, dict[str, Any]]:
