@@ -206,7 +206,8 @@ class _Nodes:
     def pair(
         self, key: yaml.Node, value: yaml.Node, at: KeyPath, above: tuple[yaml.Node, ...]
     ) -> None:
-        if key.tag not in (f"{_TAG}str", f"{_TAG}merge") or not key.value.isprintable():
+        text = key.tag in (f"{_TAG}str", f"{_TAG}merge")
+        if not text or not key.value or not key.value.isprintable():
             came = _cut(repr(key.value), 80) if isinstance(key.value, str) else "a list or mapping"
             self.refuse(key, at, "expected a key of plain text", came)
             return
