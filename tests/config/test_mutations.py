@@ -13,10 +13,28 @@ from hypothesis import strategies as st
 
 from segray.config import ConfigError, SweepConfig, dump, load_sweep
 from segray.config.errors import Problem
-from segray.config.yaml_file import read
+from segray.config.yaml_file import parse_value
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 TEXTS = {file.name: file.read_text(encoding="utf-8") for file in sorted(SWEEPS.glob("*.yaml"))}
+TEXTS["rare.yaml"] = """\
+base: quickstart.yaml
+method: grid
+model: {width: 16}
+start_points: []
+parameters:
+  train.optimizer.lr: null
+  train.augment.scale: choice([[1.0, 1.0], [0.5, 2.0]])
+  train.augment.brightness: {min: 0.0, max: 0.4, q: 0.2}
+  train.schedule.name: [poly, plateau]
+  train.schedule.patience: {values: [1, 2], when: {train.schedule.name: plateau}}
+  train.schedule.factor: {value: 0.1, when: {train.schedule.patience: [1, 2]}}
+  train.batch_size: {distribution: qrandint, lower: 4, upper: 8, q: 4}
+require:
+  - train.early_stop.patience < train.epochs
+  - train.schedule.name == 'poly' or train.augment.flip + 1 > 0.5
+run_cap: null
+"""
 ENV = {"CITYSCAPES_ROOT": "/data", "S": "7"}
 
 scalars = st.one_of(
@@ -51,10 +69,10 @@ junk = st.recursive(
 
 
 @functools.cache
-def shipped(name: str) -> str:
-    """The data of a shipped file with its base's, as JSON."""
-    data, _ = read(SWEEPS / name)
-    base = json.loads(shipped(data.pop("base"))) if "base" in data else {}
+def merged(name: str) -> str:
+    """The data of a file with its base's, as JSON."""
+    data = parse_value(TEXTS[name], name, "")
+    base = json.loads(merged(data.pop("base"))) if "base" in data else {}
     return json.dumps(base | data | {"model": base.get("model", {}) | data["model"]})
 
 
@@ -158,7 +176,7 @@ thoroughly = settings(
 def test_changed_data_loads_or_says_what_is_wrong(
     folder: Path, name: str, data: st.DataObject
 ) -> None:
-    config = json.loads(shipped(name))
+    config = json.loads(merged(name))
     overrides = []
     for _ in range(data.draw(st.integers(1, 3))):
         change_data(config, data)
