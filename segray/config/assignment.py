@@ -17,6 +17,7 @@ from segray.config.validate import Flaw, flaws
 from segray.config.yaml_file import KeyPath
 
 Assignment = dict[str, Any]
+MANY = 1000  # values of one key, or trials, stand for all that there can be
 
 
 def trial_config(
@@ -158,14 +159,27 @@ def reachable(config: SweepConfig, path: str) -> tuple[Any, ...]:
 
 
 def reachable_places(config: SweepConfig, name: str) -> Iterator[tuple[KeyPath, Any]]:
-    """The values of `reachable`, each with the key of the sweep file that it stands at."""
+    """The values of `reachable`, each with the key of the sweep file that it stands at.
+
+    Of a range that `require` cuts, the ends may be out of reach: many values are tried then.
+    """
     parameter = config.parameters.get(name)
     if parameter is None or parameter.when:
         yield tuple(name.split(".")), value_at(config, name)
-    for path, value in possible(config, name) if parameter else ():
-        tried = attempt_one(config, name, value)
-        if isinstance(tried, TrialConfig) and not _excluded(config, name, tried):
-            yield path, value_at(tried, name)
+    if parameter is None:
+        return
+    tried = possible(config, name)
+    own = [
+        each
+        for each in map(parse, config.require)
+        if searched_in(each, config.parameters) == {name}
+    ]
+    if own and parameter.values is None:
+        tried += [(("parameters", name), value) for value in _sample(parameter, MANY)]
+    made = [(path, attempt_one(config, name, value)) for path, value in tried]
+    trials = [(path, trial) for path, trial in made if isinstance(trial, TrialConfig)]
+    met = [(path, trial) for path, trial in trials if all(_meets(trial, each) for each in own)]
+    yield from ((path, value_at(trial, name)) for path, trial in met or trials)
 
 
 def possible(config: SweepConfig, name: str) -> list[tuple[KeyPath, Any]]:
@@ -212,14 +226,19 @@ def _assigned(sweep: SweepConfig, assignment: Mapping[str, Any]) -> dict[str, An
     return raw
 
 
-def _excluded(config: SweepConfig, name: str, trial: TrialConfig) -> bool:
-    """Whether a condition that this key alone decides keeps the trial from being run."""
-    conditions = map(parse, config.require)
-    alone = (each for each in conditions if searched_in(each, config.parameters) == {name})
+def _meets(trial: TrialConfig, condition: Condition) -> bool:
     try:
-        return not all(each.holds(functools.partial(value_at, trial)) for each in alone)
+        return condition.holds(functools.partial(value_at, trial))
     except ValueError:  # it compares what cannot be compared, which is a flaw of its own
-        return False
+        return True
+
+
+def _sample(parameter: Parameter, number: int) -> list[Any]:
+    """Every value of a parameter, or some where there are more than `number`."""
+    if parameter.count is not None and parameter.count <= number:
+        return [*parameter.choices()]
+    chance = random.Random(0)
+    return [_random_value(parameter, chance) for _ in range(number)]
 
 
 def _random_value(parameter: Parameter, chance: random.Random) -> Any:

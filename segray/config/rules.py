@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from segray.config.assignment import (
+    MANY,
     attempt,
     attempt_one,
     combinations,
@@ -26,7 +27,6 @@ from segray.config.validate import Flaw, get, nearest, searchable_keys
 from segray.config.yaml_file import KeyPath, brief, show
 
 MAX_GRID = 10_000  # trials
-DRAWS = 1000  # that one at least must meet `require`
 CATEGORIES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 
 
@@ -164,7 +164,7 @@ def _require(config: SweepConfig) -> Iterator[Flaw]:
 def _draws(config: SweepConfig) -> Iterator[Flaw]:
     """What only shows when all searched keys have values: sections that fit, and `require`."""
     counts = [parameter.count for parameter in config.parameters.values()]
-    number = DRAWS if config.require else DRAWS // 20
+    number = MANY if config.require else MANY // 20
     if None not in counts and math.prod(map(int, filter(None, counts))) <= number:
         drawn, none = combinations(config.parameters), "no combination of the values meets"
     else:

@@ -85,10 +85,7 @@ def flaws(errors: ValidationError, data: Any) -> list[Flaw]:
 
 def searchable_keys(data: Any) -> list[str]:
     """Dotted paths of the keys of model and train that hold values."""
-    return sorted({path for path in _leaves(SweepConfig, data) if path.startswith(_SECTIONS)})
-
-
-_SECTIONS = tuple(f"{section}." for section in SEARCHABLE)
+    return sorted({path for path in _leaves(SweepConfig, data) if path.split(".")[0] in SEARCHABLE})
 
 
 def takes_text(path: Sequence[str], data: Any) -> bool:

@@ -208,6 +208,9 @@ def test_a_value_that_require_keeps_out_breaks_no_other_rule(file: Path) -> None
     searched = {"train.batch_size": {"min": 2, "max": 6}}
     with_workers = {"parameters": searched, "resources": {"workers": 2}}
     load(file, require="train.batch_size % 2 == 0", **with_workers)
+    load(file, require="train.batch_size == 4", **with_workers)
+    (line,) = problems(file, require="train.batch_size > 4", **with_workers)
+    assert "the batch of 5 images cannot be shared by 2 workers" in line
     (line,) = problems(file, **with_workers)
     assert "the batch of 3 images cannot be shared by 2 workers" in line
 

@@ -155,7 +155,7 @@ def test_the_message_counts_and_lists_the_problems(file: Path) -> None:
         ("learning_rate: 1", "learning_rate: no such key; did you mean train.optimizer.lr?"),
         ("train: {lr: 1}", "train.lr: no such key; did you mean train.optimizer.lr?"),
         ("train: {depth: 1}", "train.depth: no such key; did you mean model.depth?"),
-        ("train: {seed: 1}", "train.seed: no such key; did you mean seed or data.seed?"),
+        ("train: {seed: 1}", "train.seed: no such key; did you mean data.seed or seed?"),
         (
             "patience: 3",
             "patience: no such key; did you mean train.early_stop.patience or train.schedule.pat",
