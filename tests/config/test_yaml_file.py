@@ -14,9 +14,10 @@ from segray.config.yaml_file import brief, dump, parse_value, read, show
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=8)
 tricky = st.sampled_from(["1e5", "1e-5", "007", "1:30", "2020-01-01", "yes", "~", "", ".nan", "<<"])
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts | tricky
+keys = (texts | tricky).filter(bool)
 plain = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | tricky, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=10,
 )
 
