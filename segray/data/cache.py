@@ -49,7 +49,7 @@ def open_cache(
     Raises RequestError for an image or mask that cannot be read, a mask of another size than its
     image, a label id that Cityscapes does not know, or a disk without room.
     """
-    folder = cache_root() / f"images-{_digest(samples, size, ignore)}"
+    folder = cache_folder(samples, size=size, ignore=ignore)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -59,6 +59,11 @@ def open_cache(
     images = np.load(folder / "images.npy", mmap_mode="c")
     masks = np.load(folder / "masks.npy", mmap_mode="c")
     return images, masks
+
+
+def cache_folder(samples: Sequence[Sample], *, size: tuple[int, int], ignore: str) -> Path:
+    """Where these samples stand, or will stand, decoded."""
+    return cache_root() / f"images-{_digest(samples, size, ignore)}"
 
 
 def _digest(samples: Sequence[Sample], size: tuple[int, int], ignore: str) -> str:

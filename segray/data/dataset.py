@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.config import CityscapesData, RequestError, ScenesData
-from segray.data.cache import Progress, cache_root, open_cache
+from segray.data.cache import Progress, cache_folder, cache_root, open_cache
 from segray.data.cityscapes import Sample, Splits, find_samples, split_samples
 from segray.data.labels import class_names
 from segray.data.scenes import write_scenes
@@ -72,6 +72,12 @@ def open_dataset(
         masks=masks,
     )
     return _opened[data]
+
+
+def is_cached(data: CityscapesData | ScenesData) -> bool:
+    """Whether `open_dataset` would find the images decoded."""
+    samples, _ = read_splits(data)
+    return cache_folder(samples, size=data.size, ignore=data.ignore).is_dir()
 
 
 def read_splits(

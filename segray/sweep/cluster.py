@@ -49,6 +49,12 @@ class Plan:
     gpus_per_worker: float
     concurrent: int
 
+    def __str__(self) -> str:
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        cpus = "1 CPU" if self.threads == 1 else f"{self.threads} CPUs"
+        gpus = f", {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
+        return f"{workers} of {cpus}{gpus} each"
+
 
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[dict[str, float]]:

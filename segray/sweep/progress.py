@@ -57,6 +57,7 @@ class Screen:
     running: dict[str, Running] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     _searching_since: float = 0.0
+    _before: int = 0
     _last_line: float = 0.0
     _live: Live | None = None
     _lively: bool = False  # whether the terminal can redraw lines
@@ -99,9 +100,10 @@ class Screen:
             yield tell
 
     @contextlib.contextmanager
-    def trials(self, total: int) -> Iterator[None]:
-        """Show `total` trials as they come and go."""
-        self.total, self.ended, self.running = total, [], {}
+    def trials(self, total: int, ended: Sequence[TrialResult] = ()) -> Iterator[None]:
+        """Show `total` trials as they come and go; `ended` have ended before."""
+        self.total, self.ended, self.running = total, list(ended), {}
+        self._before = len(ended)
         self._searching_since = self._last_line = time.monotonic()
         if not self._lively:
             yield
@@ -155,11 +157,12 @@ class Screen:
 
     def _eta(self) -> str:
         """From the share of the trials' epochs that is done; ended trials count as whole."""
-        share = len(self.ended) + sum(t.epoch / self._last(t) for t in self.running.values())
-        if not share or not self.total:
+        done = len(self.ended) + sum(t.epoch / self._last(t) for t in self.running.values())
+        here = done - self._before
+        if here <= 0 or not self.total:
             return "-"
         passed = time.monotonic() - self._searching_since
-        return _clock(passed * max(0.0, self.total - share) / share)
+        return _clock(passed * max(0.0, self.total - done) / here)
 
     def _last(self, trial: Running) -> int:
         """The epoch that a trial would reach."""
@@ -224,6 +227,16 @@ class Screen:
     def _quarters(self, title: str, done: int, total: int) -> None:
         if done * 4 // total != (done - 1) * 4 // total:
             self.say(f"{title}: {done}/{total}")
+
+
+def count(number: int, noun: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size(number: float) -> str:
+    """Bytes as people read them: 340 MB, 7.3 GB."""
+    return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import optuna
 
 from segray.config import Parameter, SweepConfig
@@ -19,29 +20,25 @@ def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> Assignm
     return {name: _draw(trial, name, parameter) for name, parameter in parameters.items()}
 
 
-def enqueued(point: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Assignment:
-    """A start point as Optuna stores it."""
-    stored = {}
-    for name, value in point.items():
-        choices = parameters[name].values
-        if choices is not None:  # as the choice is spelled: 1 may stand for 1.0
-            stored[name] = _label(next(choice for choice in choices if choice == value))
-        elif parameters[name].distribution != "constant":
-            stored[name] = value
-    return stored
+def sampler(config: SweepConfig, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of `method` for trial `number`, which takes the values of its start point.
 
-
-def sampler(config: SweepConfig) -> optuna.samplers.BaseSampler:
-    """The sampler of `method`.
-
-    TPE draws a quarter of the trials at random before it models: Optuna's fixed ten would be most
-    of a small sweep. `constant_liar` keeps trials that run side by side apart.
+    Every trial has a sampler and a random stream of its own, so that a sweep that is taken up
+    again draws what it would have drawn. TPE draws a quarter of the trials at random before it
+    models: Optuna's fixed ten would be most of a small sweep. `constant_liar` keeps trials that run
+    side by side apart.
     """
+    seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0])
     if config.method == "random":
-        return optuna.samplers.RandomSampler(seed=config.seed)
-    return optuna.samplers.TPESampler(
-        n_startup_trials=math.ceil(config.run_cap / 4), constant_liar=True, seed=config.seed
-    )
+        base: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    else:
+        base = optuna.samplers.TPESampler(
+            n_startup_trials=math.ceil(config.run_cap / 4), constant_liar=True, seed=seed
+        )
+    if number >= len(config.start_points):
+        return base
+    fixed = _stored(config.start_points[number], config.parameters)
+    return optuna.samplers.PartialFixedSampler(fixed, base)
 
 
 def pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
@@ -69,3 +66,15 @@ def _draw(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:
 def _label(value: Any) -> Any:
     """A choice as Optuna can store and show it: lists and mappings become JSON text."""
     return json.dumps(value) if isinstance(value, list | tuple | dict) else value
+
+
+def _stored(point: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> Assignment:
+    """A start point as Optuna stores it."""
+    stored = {}
+    for name, value in point.items():
+        choices = parameters[name].values
+        if choices is not None:  # as the choice is spelled: 1 may stand for 1.0
+            stored[name] = _label(next(choice for choice in choices if choice == value))
+        elif parameters[name].distribution != "constant":
+            stored[name] = value
+    return stored
