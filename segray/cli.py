@@ -17,7 +17,7 @@ from rich.text import Text
 from segray import __version__
 from segray.config import RequestError, SegrayError, SweepConfig, load_sweep, read_sweep
 from segray.config.errors import ConfigError, MissingInput
-from segray.config.yaml_file import read as read_yaml
+from segray.config.load import read_unchecked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -192,7 +192,7 @@ class _Advice:
 def _without_downloads(file: str) -> str:
     """The same sweep on generated scenes, with a small model of the same kind from scratch."""
     try:
-        name = read_yaml(Path(file))[0]["model"]["name"]
+        name = read_unchecked(file)["model"]["name"]
     except (SegrayError, KeyError, TypeError):
         name = "unet"
     small = {"segformer": "{name: segformer, variant: b0, width: 0.25}"}

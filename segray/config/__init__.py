@@ -1,5 +1,6 @@
 """YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
 
+from segray.config.assignment import reachable, trial_config
 from segray.config.errors import (
     ConfigError,
     Interrupted,
@@ -8,14 +9,8 @@ from segray.config.errors import (
     SegrayError,
     WorkError,
 )
-from segray.config.load import (
-    CATEGORIES,
-    CITYSCAPES_HELP,
-    load_sweep,
-    metric_names,
-    reachable,
-    trial_config,
-)
+from segray.config.load import CITYSCAPES_HELP, SweepFile, load_sweep, read_sweep
+from segray.config.rules import CATEGORIES, metric_names
 from segray.config.schema import (
     Augment,
     CityscapesData,
@@ -46,6 +41,7 @@ __all__ = [
     "Schedule",
     "SegrayError",
     "SweepConfig",
+    "SweepFile",
     "Train",
     "TrialConfig",
     "WorkError",
@@ -53,5 +49,6 @@ __all__ = [
     "load_sweep",
     "metric_names",
     "reachable",
+    "read_sweep",
     "trial_config",
 ]

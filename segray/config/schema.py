@@ -23,6 +23,12 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if item is not None}
+    return {} if value is None else value
+
+
 Whole = Annotated[int, BeforeValidator(_no_bool)]
 Number = Annotated[float, BeforeValidator(_no_bool)]
 Positive = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
@@ -384,8 +390,9 @@ class SweepConfig(Frozen):
     metric: Metric = Metric()
     method: Literal["tpe", "random"] = "tpe"
     seed: Seed = 0
-    parameters: dict[str, Parameter] = {}
-    """What is searched: the dotted path of any key of model or train -> its values."""
+    parameters: Annotated[dict[str, Parameter], BeforeValidator(_without_null)] = {}
+    """What is searched: the dotted path of any key of model or train -> its values. null takes out
+    what the base of the file searches."""
     start_points: tuple[dict[str, Any], ...] = ()
     """Assignments to try first; parameters they leave out are drawn."""
     early_terminate: Asha | None = None

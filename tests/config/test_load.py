@@ -139,7 +139,7 @@ def test_the_message_counts_and_lists_the_problems(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(file, HEAD + "run_cap: 0\nseed: x\n")
     first, *rest = str(caught.value).splitlines()
-    assert first == "2 problems in the sweep file"
+    assert first == "2 problems in the request"
     assert rest == [
         f"  {file}:4: run_cap: expected at least 1 (got 0)",
         f"  {file}:5: seed: expected a whole number (got x)",
