@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from segray.config import RequestError
 from segray.config.schema import Resources
-from segray.data import cache_root
+from segray.data import cache_root, cores
 
 # Read by Ray as it is imported. Tune's own tables, files and snapshots: segray's records replace
 # them.
@@ -106,6 +108,11 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def this_machine() -> dict[str, float]:
+    """What Ray would find here."""
+    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
 
 
 def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Plan:

@@ -180,14 +180,21 @@ def cache_bytes(config: SweepConfig, images: int) -> int:
     return images * math.prod(config.data.size) * 4
 
 
+def first_trial(config: SweepConfig, **assignment: Any) -> TrialConfig:
+    """The file's own values as a trial, on one CPU."""
+    return trial_config(
+        config, assignment, seed=config.seed, workers=1, gpus_per_worker=0, threads=1
+    )
+
+
 def _origins(config: SweepConfig) -> Iterator[TrialConfig]:
-    """A trial for each place that weights may come from, the file's own first."""
-    searched = "model.pretrained" in config.parameters
-    for origin in reachable(config, "model.pretrained") if searched else [None]:
-        assignment = {"model.pretrained": origin} if searched else {}
-        yield trial_config(
-            config, assignment, seed=config.seed, workers=1, gpus_per_worker=0, threads=1
-        )
+    """A trial for each place that weights may come from."""
+    key = "model.pretrained"
+    if key not in config.parameters:
+        yield first_trial(config)
+        return
+    for origin in reachable(config, key):
+        yield first_trial(config, **{key: origin})
 
 
 def _check_writable(storage: Path) -> None:

@@ -40,6 +40,7 @@ class Running:
     epoch: int = 0
     value: float | None = None
     best: float | None = None
+    stopped: bool = False  # by a kill or a Ctrl-C
 
 
 @dataclass
@@ -142,10 +143,12 @@ class Screen:
             )
             self._last_line = time.monotonic()
 
-    def leaderboard(self, results: Sequence[TrialResult], title: str) -> None:
-        """The table of ended trials, best first."""
+    def leaderboard(
+        self, results: Sequence[TrialResult], title: str, others: Sequence[Running] = ()
+    ) -> None:
+        """The table of ended trials, best first, and of others below."""
         self.line("")
-        self.console.print(self._rows(ranked(results, self.goal), [], title))
+        self.console.print(self._rows(ranked(results, self.goal), others, title))
 
     def _status(self) -> str:
         best = ranked(self.ended, self.goal)[:1]
@@ -205,7 +208,7 @@ class Screen:
         for trial in running:
             table.add_row(
                 trial.id,
-                "running" if trial.epoch else "starting",
+                "stopped" if trial.stopped else "running" if trial.epoch else "starting",
                 "-" if trial.best is None else f"{trial.best:.4f}",
                 f"{trial.epoch}/{self._last(trial)}",
                 f"{time.monotonic() - trial.started:.0f}",

@@ -78,7 +78,7 @@ class RunFolder:
     def check_free(config: SweepConfig) -> None:
         """Raises RequestError where the sweep's folder holds something already."""
         path = Path(config.storage) / config.name
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not _is_free(path):
             raise RequestError(
                 f"{path} holds an earlier run, and nothing finished is overwritten: go on with "
                 f"that one (--resume), give this one another name (name={config.name}-2), or "
@@ -99,11 +99,15 @@ class RunFolder:
         return cls(path, sweep_id[1])
 
     @classmethod
-    def resume(cls, config: SweepConfig) -> RunFolder:
-        """The folder of the run that `config` began; raises RequestError where it says otherwise
-        now.
+    def resume(cls, config: SweepConfig) -> RunFolder | None:
+        """The folder of the run that `config` began, or None where it had not come so far.
+
+        Raises RequestError where the config says otherwise now.
         """
-        folder = cls.open(Path(config.storage) / config.name)
+        path = Path(config.storage) / config.name
+        if _is_free(path):
+            return None
+        folder = cls.open(path)
         before, now = (_flat(c) for c in (folder.config(), config))
         changed = [
             f"  {key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
@@ -252,6 +256,13 @@ def read_config(folder: Path) -> TrialConfig | None:
     return TrialConfig.model_validate(plain)
 
 
+def read_assignment(folder: Path) -> dict[str, Any]:
+    """What the sweep chose for a trial; nothing where the trial has not begun."""
+    path = folder / "config.yaml"
+    assignment: dict[str, Any] = read_yaml(path)[0]["assignment"] if path.is_file() else {}
+    return assignment
+
+
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """outcome.json: the trial has ended, and how."""
     write_text(folder / "outcome.json", json.dumps(dataclasses.asdict(outcome), indent=2) + "\n")
@@ -288,6 +299,13 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a run can begin at `path`; one that was killed at once leaves hidden files."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(entry.name.startswith(".") for entry in path.iterdir())
 
 
 def _lock(file: IO[str], how: int) -> bool:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
 
 from segray.config import (
     Interrupted,
@@ -22,10 +21,10 @@ from segray.config import (
     reachable,
     trial_config,
 )
-from segray.data import Dataset, cores, open_dataset
+from segray.data import Dataset, open_dataset
 from segray.models import save_model
 from segray.sweep import space
-from segray.sweep.cluster import Plan, plan, ray_cluster
+from segray.sweep.cluster import Plan, plan, ray_cluster, this_machine
 from segray.sweep.preflight import check_inputs, place_final, place_search
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked
@@ -111,7 +110,7 @@ def run_sweep(
     """
     screen = screen or _screen(config)
     begun = RunFolder.resume(config) if resume else None
-    check_inputs(config, screen, new=not resume)
+    check_inputs(config, screen, new=begun is None)
     with _interruptible(config), ray_cluster() as cluster:
         search = place_search(config, cluster, screen)
         final = place_final(config, cluster)
@@ -148,11 +147,11 @@ def run_training(
     """
     screen = screen or _screen(config)
     begun = RunFolder.resume(config) if resume else None
-    check_inputs(config, screen, new=not resume)
+    check_inputs(config, screen, new=begun is None)
     dataset = _open_dataset(config, screen)
     alone = config.resources.model_copy(update={"max_concurrent": 1})
     on_workers = config.resources.workers > 1
-    machines = ray_cluster() if on_workers else contextlib.nullcontext(_this_machine())
+    machines = ray_cluster() if on_workers else contextlib.nullcontext(this_machine())
     with _interruptible(config), machines as machine:
         stage = plan(alone, machine, 1)
         folder = begun or RunFolder.create(config)
@@ -213,10 +212,6 @@ def _screen(config: SweepConfig) -> Screen:
 def _open_dataset(config: SweepConfig, screen: Screen) -> Dataset:
     with screen.bars() as progress:
         return open_dataset(config.data, progress)
-
-
-def _this_machine() -> dict[str, float]:
-    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
 
 
 def _search(
