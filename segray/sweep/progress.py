@@ -238,7 +238,9 @@ def count(number: int, noun: str) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes as people read them: 340 MB, 7.3 GB."""
+    """Bytes as people read them: 12 kB, 340 MB, 7.3 GB."""
+    if number < 1e6:
+        return f"{number / 1e3:.0f} kB"
     return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"
 
 
