@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -15,7 +16,14 @@ from rich.console import Console
 from rich.text import Text
 
 from segray import __version__
-from segray.config import RequestError, SegrayError, SweepConfig, load_sweep, read_sweep
+from segray.config import (
+    RequestError,
+    SegrayError,
+    SweepConfig,
+    json_schema,
+    load_sweep,
+    read_sweep,
+)
 from segray.config.errors import ConfigError, MissingInput
 from segray.config.load import read_unchecked
 
@@ -44,7 +52,13 @@ Resume = Annotated[
     typer.Option("--resume", help="Take up the run that was killed or interrupted."),
 ]
 
-_NO_SEARCH = ["parameters={}", "start_points=[]", "early_terminate=null", "final=null"]
+_NO_SEARCH = [
+    "parameters={}",
+    "start_points=[]",
+    "require=[]",
+    "early_terminate=null",
+    "final=null",
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -159,6 +173,19 @@ def clean(
 
     for run in runs:
         clean_run(Path(run), lambda question: yes or _confirm(question))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, with which an editor completes keys and marks typos.
+
+    Example:
+
+        segray schema > schema.json
+
+    and as the first line of a sweep file beside it: # yaml-language-server: $schema=schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

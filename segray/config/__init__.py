@@ -1,6 +1,15 @@
 """YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
 
-from segray.config.assignment import reachable, trial_config
+from segray.config.assignment import (
+    Assignment,
+    draw_order,
+    grid,
+    is_active,
+    reachable,
+    satisfied,
+    trial_config,
+    trial_count,
+)
 from segray.config.errors import (
     ConfigError,
     Interrupted,
@@ -9,6 +18,7 @@ from segray.config.errors import (
     SegrayError,
     WorkError,
 )
+from segray.config.json_schema import json_schema
 from segray.config.load import CITYSCAPES_HELP, SweepFile, load_sweep, read_sweep
 from segray.config.rules import CATEGORIES, metric_names
 from segray.config.schema import (
@@ -28,6 +38,7 @@ from segray.config.yaml_file import dump
 __all__ = [
     "CATEGORIES",
     "CITYSCAPES_HELP",
+    "Assignment",
     "Augment",
     "CityscapesData",
     "ConfigError",
@@ -45,10 +56,16 @@ __all__ = [
     "Train",
     "TrialConfig",
     "WorkError",
+    "draw_order",
     "dump",
+    "grid",
+    "is_active",
+    "json_schema",
     "load_sweep",
     "metric_names",
     "reachable",
     "read_sweep",
+    "satisfied",
     "trial_config",
+    "trial_count",
 ]

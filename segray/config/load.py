@@ -123,7 +123,10 @@ class _Request:
 
     def problem(self, flaw: Flaw) -> Problem:
         shown = None if flaw.value is ... else brief(flaw.value)
-        return Problem(self.where(flaw.path).text, show(flaw.path), flaw.rule, shown)
+        path = flaw.path
+        if path and isinstance(validate.get(self.data, path[:-1]), str):
+            path = path[:-1]  # a text that stands for a list of one
+        return Problem(self.where(path).text, show(path), flaw.rule, shown)
 
     def based_on(self, base: _Request) -> _Request:
         """The data of `base` with this file's keys in it, or in the place of its."""

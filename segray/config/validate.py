@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from segray.config.schema import SweepConfig
-from segray.config.yaml_file import KeyPath
+from segray.config.yaml_file import KeyPath, show
 
 SEARCHABLE = ("model", "train")
 _WORDS = {  # pydantic's errors
@@ -32,6 +32,11 @@ _WORDS = {  # pydantic's errors
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "string_pattern_mismatch": "up to 64 letters, digits, dots, dashes and underscores",
+}
+_OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay", "run_count": "run_cap"}
+_OTHER_WORDS = {  # other tools' values of a key -> what they are here
+    ("method", "bayes"): "what W&B calls bayes is tpe here",
+    ("type", "hyperband"): "what W&B calls hyperband is asha here, with min_iter and eta",
 }
 
 
@@ -97,17 +102,22 @@ def takes_text(path: Sequence[str], data: Any) -> bool:
     return field is not None and (field.annotation is str or field.annotation == str | None)
 
 
-def nearest(key: str, valid: Sequence[str]) -> str:
-    """Which of the valid keys `key` may mean; all of them where none is near."""
-    if not valid:
-        return "remove it"
-    last = {path.split(".")[-1]: path for path in valid}
-    close = difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
-    if not close and (same := difflib.get_close_matches(key.split(".")[-1], list(last), n=1)):
-        close = [last[same[0]]]
+def nearest(key: str, valid: Sequence[str], elsewhere: Iterable[str] = ()) -> str:
+    """Which of the valid keys `key` may mean; all of them where none is near.
+
+    `elsewhere` are keys under their dotted paths that are valid in other places: one with the very
+    name comes first.
+    """
+    name = key.split(".")[-1]
+    name = _OTHER_NAMES.get(name, name)
+    same = [path for path in (*valid, *elsewhere) if path.split(".")[-1] == name]
+    close = same or difflib.get_close_matches(key, valid, n=1, cutoff=0.6)
+    if not close:
+        last = {path.split(".")[-1]: path for path in (*elsewhere, *valid)}
+        close = [last[found] for found in difflib.get_close_matches(name, last, n=1)]
     if close:
-        return f"did you mean {close[0]}?"
-    return f"expected one of {', '.join(valid)}"
+        return f"did you mean {' or '.join(close)}?"
+    return f"expected one of {', '.join(valid)}" if valid else "remove it"
 
 
 def get(data: Any, path: Sequence[str | int]) -> Any:
@@ -137,7 +147,9 @@ def _in_words(error: ErrorDetails, path: KeyPath, data: Any) -> Flaw:
     if kind == "value_error":
         return Flaw(path, error["msg"].removeprefix("Value error, "))
     if kind == "extra_forbidden":
-        return Flaw(path, f"no such key; {nearest(str(path[-1]), _keys(path[:-1], data))}")
+        elsewhere = () if "parameters" in path[:1] else _leaves(SweepConfig, data)
+        near = nearest(str(path[-1]), _keys(path[:-1], data), sorted(elsewhere))
+        return Flaw(path, f"no such key; {near}")
     if kind == "missing" and isinstance(path[-1], int):  # fixed-length lists are pairs
         return Flaw(path[:-1], "expected a list of two", get(data, path[:-1]))
     if kind == "missing":
@@ -149,7 +161,9 @@ def _in_words(error: ErrorDetails, path: KeyPath, data: Any) -> Flaw:
             return Flaw((*path, tag), f"this key is required: {members}")
         return Flaw((*path, tag), f"expected {members}", came[tag])
     if kind in _WORDS:
-        return Flaw(path, "expected " + _WORDS[kind].format(**context), came)
+        rule = "expected " + _WORDS[kind].format(**context)
+        hint = _OTHER_WORDS.get((show(path[-1:]), came)) if path and isinstance(came, str) else None
+        return Flaw(path, f"{rule}; {hint}" if hint else rule, came)
     return Flaw(path, f"expected {error['msg'].removeprefix('Input should be ')}", came)
 
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from segray.config import Parameter, ScenesData, SweepConfig, SweepFile
+from segray.config import Parameter, ScenesData, SweepConfig, SweepFile, trial_count
 from segray.config.yaml_file import brief
 from segray.data import cache_root, is_cached, read_splits
 from segray.sweep.cluster import plan, this_machine
@@ -50,7 +50,7 @@ def show_plan(sweep: SweepFile) -> None:
 
 
 def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
-    trials, epochs = config.run_cap, config.train.epochs
+    trials, epochs = trial_count(config), config.train.epochs
     yield "trials", f"{trials} by {config.method}" + _rungs(config)
     final = count(len(config.final.seeds), "final training") if config.final else "no final stage"
     yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {final}"
@@ -107,13 +107,16 @@ def _in_words(parameter: Parameter) -> str:
     """The values of a searched key on one line."""
     plain = parameter.model_dump(mode="json")
     kind = plain.pop("distribution")
+    asked = [f"{name} in {brief(list(allowed))}" for name, allowed in parameter.when.items()]
+    plain.pop("when", None)
+    when = f", when {' and '.join(asked)}" if asked else ""
     if "values" in plain:
-        return "one of " + ", ".join(map(brief, plain["values"]))
+        return "one of " + ", ".join(map(brief, plain["values"])) + when
     if "value" in plain:
-        return f"always {brief(plain['value'])}"
+        return f"always {brief(plain['value'])}{when}"
     low, high = plain.pop("min"), plain.pop("max")
     more = "".join(f", {key} {brief(value)}" for key, value in plain.items())
-    return f"{kind.removesuffix('_values')} from {brief(low)} to {brief(high)}{more}"
+    return f"{kind.removesuffix('_values')} from {brief(low)} to {brief(high)}{more}{when}"
 
 
 def _leaves(

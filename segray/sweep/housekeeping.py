@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.config import RequestError
+from segray.config import RequestError, trial_count
 from segray.sweep.progress import Running, Screen, count, size
 from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_outcome
 from segray.train import read_records
@@ -28,10 +28,10 @@ def show_status(path: Path) -> None:
     ended, begun = _trials(path / "trials", running)
     finals_ended, finals_begun = _trials(path / "final", running)
     wanted = len(config.final.seeds) if config.final else 0
-    missing = config.run_cap - len(ended)
+    missing = trial_count(config) - len(ended)
     screen.line(f"{config.name}: {config.model.name} on {config.data.format}, {path}")
     screen.line(
-        f"{len(ended)} of {count(config.run_cap, 'trial')} ended"
+        f"{len(ended)} of {count(trial_count(config), 'trial')} ended"
         + (f", {len(finals_ended)} of {count(wanted, 'final training')}" if wanted else "")
     )
     screen.leaderboard(ended, "Trials, best first", begun)
@@ -79,7 +79,7 @@ def _spare(folder: RunFolder) -> Iterator[Path]:
     ended, _ = _trials(folder.path / "trials")
     finals, _ = _trials(folder.path / "final")
     wanted = len(config.final.seeds) if config.final else 0
-    if len(ended) >= config.run_cap and len(finals) >= wanted and (folder.path / "best").is_dir():
+    if len(ended) >= trial_count(config) and len(finals) >= wanted and (folder.path / "best").is_dir():
         yield from sorted(folder.path.glob("trials/*/checkpoint"))
     for marker in sorted(folder.path.glob("wandb/*run-*/*.synced")):
         yield marker.parent

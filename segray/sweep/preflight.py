@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from segray.config import RequestError, SweepConfig, TrialConfig, reachable, trial_config
+from segray.config import RequestError, SweepConfig, TrialConfig, reachable, trial_config, trial_count
 from segray.data import cache_root, check_dataset, class_names, cores, is_cached, read_splits
 from segray.sweep.cluster import Plan, plan
 from segray.sweep.progress import Screen, size
@@ -96,7 +96,7 @@ def place_search(config: SweepConfig, cluster: Mapping[str, float], screen: Scre
     come to. Where max_concurrent is auto, fewer trials run at once if memory asks for it; raises
     RequestError, with the arithmetic, where even that does not help.
     """
-    stage = plan(config.resources, cluster, config.run_cap)
+    stage = plan(config.resources, cluster, trial_count(config))
     corner = largest_corner(config)
     largest = trial_config(
         config,
@@ -127,7 +127,7 @@ def place_search(config: SweepConfig, cluster: Mapping[str, float], screen: Scre
                 "train.batch_size"
             )
         fewer = config.resources.model_copy(update={"max_concurrent": fit})
-        stage = plan(fewer, cluster, config.run_cap)
+        stage = plan(fewer, cluster, trial_count(config))
         screen.say(f"{fit} at a time, since {stage.concurrent + 1} would need {size(need)}")
     screen.say(f"{one}; {size(room)} of {where}")
     return stage

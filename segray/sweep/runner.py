@@ -20,6 +20,7 @@ from segray.config import (
     WorkError,
     reachable,
     trial_config,
+    trial_count,
 )
 from segray.data import Dataset, open_dataset
 from segray.models import save_model
@@ -118,7 +119,7 @@ def run_sweep(
         folder = begun or RunFolder.create(config)
         with folder.hold(lambda: screen.say("waiting for the last processes of the earlier run")):
             screen.say(
-                f"{count(config.run_cap, 'trial')} of up to "
+                f"{count(trial_count(config), 'trial')} of up to "
                 f"{count(config.train.epochs, 'epoch')} by {config.method}, "
                 f"{search.concurrent} at a time: {search}"
             )
@@ -230,7 +231,7 @@ def _search(
                 f"{len(search.unfinished)} had begun and go on from their last epoch"
             )
         if search.missing and not search.closed:
-            with screen.trials(config.run_cap, search.results):
+            with screen.trials(trial_count(config), search.results):
                 run_trials(
                     search,
                     stage,
@@ -251,7 +252,7 @@ def _search(
             f"{config.budget.max_failed_trials}: {'; '.join(reasons)}\n"
             f"Each one's log is in {folder.path}/trials/<id>/log.txt"
         )
-    if len(results) < config.run_cap:
+    if len(results) < trial_count(config):
         screen.say(f"budget.hours={config.budget.hours} is used up after {len(results)} trials")
     return results
 

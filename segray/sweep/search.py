@@ -13,7 +13,15 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from segray.config import SweepConfig, trial_config
+from segray.config import (
+    Assignment,
+    SweepConfig,
+    WorkError,
+    grid,
+    satisfied,
+    trial_config,
+    trial_count,
+)
 from segray.sweep import space
 from segray.sweep.cluster import Plan
 from segray.sweep.records import (
@@ -27,6 +35,7 @@ from segray.sweep.records import (
 from segray.train import read_records
 
 KEEP_CHECKPOINTS = 3  # the best trials' weights stay on disk
+DRAWS = 1000  # of values for one trial, until `require` allows them
 
 
 class Queue(Protocol):
@@ -64,6 +73,9 @@ class Search:
             direction=config.metric.goal,
             load_if_exists=True,
         )
+        # What the first trials take as it stands.
+        self.fixed = list(grid(config)) if config.method == "grid" else list(config.start_points)
+        self.total = trial_count(config)
         self.asked: dict[str, optuna.Trial] = {}
         self.unfinished: list[TrialSpec] = []
         for frozen in self.study.get_trials(deepcopy=False):
@@ -83,7 +95,7 @@ class Search:
     @property
     def missing(self) -> int:
         """How many of the asked trials have not ended."""
-        return self.config.run_cap - len(self.results)
+        return self.total - len(self.results)
 
     def past(self) -> dict[str, list[tuple[int, float]]]:
         """(epoch, objective) of what trials reported before this search was opened.
@@ -104,12 +116,10 @@ class Search:
             return None
         if self.unfinished:
             return self.unfinished.pop(0)
-        if len(self.asked) == self.config.run_cap:
+        if len(self.asked) == self.total:
             return None
         trial_id = f"{len(self.asked):03d}"
-        self.study.sampler = space.sampler(self.config, len(self.asked))
-        trial = self.study.ask()
-        assignment = space.suggest(trial, self.config.parameters)
+        trial, assignment = self._draw(len(self.asked))
         trial.set_user_attr("assignment", assignment)
         trial.set_user_attr("trial", trial_id)  # from here on the trial counts
         self.asked[trial_id] = trial
@@ -134,6 +144,21 @@ class Search:
             self.unfinished.append(self._spec(trial_id, assignment))
         else:
             self._book(TrialResult(trial_id, folder, assignment, outcome))
+
+    def _draw(self, number: int) -> tuple[optuna.Trial, Assignment]:
+        """Values that `require` allows; those that it does not stand in the study as failed."""
+        fixed = self.fixed[number] if number < len(self.fixed) else {}
+        for attempt in range(DRAWS):
+            self.study.sampler = space.sampler(self.config, number, fixed, attempt)
+            trial = self.study.ask()
+            assignment = space.suggest(trial, self.config.parameters)
+            if satisfied(self.config, assignment):
+                return trial, assignment
+            self.study.tell(trial, state=TrialState.FAIL)
+        raise WorkError(
+            f"require: none of {DRAWS} draws for trial {number:03d} met it; widen parameters or "
+            "require"
+        )
 
     def _spec(self, trial_id: str, assignment: Mapping[str, Any]) -> TrialSpec:
         path = self.folder.trial(trial_id)

@@ -522,7 +522,7 @@ def test_a_parameter_that_the_file_lacks_is_made_by_overrides(file: Path) -> Non
         ("train.epochs=", "train.epochs: expected a whole number (got null)"),
         ("train.epochs=0", "train.epochs: expected at least 1 (got 0)"),
         ("train.epohcs=3", "train.epohcs: no such key; did you mean epochs?"),
-        ("epochs=3", "epochs: no such key; expected one of"),
+        ("epochs=3", "epochs: no such key; did you mean train.epochs?"),
         (
             "model.width.x=3",
             "model.width.x: model.width holds no keys, so x cannot be set in it (go",

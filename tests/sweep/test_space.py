@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.config import Parameter
+from segray.config import Parameter, grid
 from segray.config.schema import SweepConfig
 from segray.sweep import space
 
@@ -89,3 +89,48 @@ def test_tpe_beats_random_on_a_known_function():
 
 def test_no_rule_prunes_nothing():
     assert isinstance(space.pruner(config()), optuna.pruners.NopPruner)
+
+
+CONDITIONAL = {
+    "train.schedule.factor": Parameter(
+        values=(0.1, 0.3), when={"train.schedule.name": "plateau", "train.schedule.patience": 1}
+    ),
+    "train.schedule.patience": Parameter(min=1, max=3, when={"train.schedule.name": "plateau"}),
+    "train.schedule.name": Parameter(values=("poly", "plateau")),
+}
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_a_parameter_whose_condition_fails_is_not_drawn(method):
+    study = optuna.create_study(sampler=space.sampler(config(method=method)))
+    for _ in range(30):
+        trial = study.ask()
+        made = space.suggest(trial, CONDITIONAL)
+        study.tell(trial, len(made))
+        assert set(made) == set(trial.params)
+        assert ("train.schedule.patience" in made) == (made["train.schedule.name"] == "plateau")
+        assert ("train.schedule.factor" in made) == (made.get("train.schedule.patience") == 1)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        (Parameter(min=0.1, max=0.5, q=0.1), {0.1, 0.2, 0.3, 0.4, 0.5}),
+        (Parameter(min=1, max=7, q=3), {1, 4, 7}),
+        (Parameter(min=0, max=2), {0, 1, 2}),
+    ],
+)
+def test_steps_are_drawn_exactly(parameter, values):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    assert {space.suggest(study.ask(), {"x": parameter})["x"] for _ in range(100)} == values
+
+
+def test_an_enqueued_grid_is_run_as_it_stands():
+    stepped = {"train.augment.flip": Parameter(min=0.1, max=0.3, q=0.1)}
+    whole = config(method="grid", parameters=CONDITIONAL | stepped)
+    study = optuna.create_study(sampler=space.sampler(whole))
+    combinations = list(grid(whole))
+    assert len(combinations) == 15
+    for made in combinations:
+        study.enqueue_trial(space.enqueued(made, whole.parameters))
+    assert [space.suggest(study.ask(), whole.parameters) for _ in combinations] == combinations
