@@ -188,6 +188,23 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
+@app.command()
+def sync(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of sweeps.")],
+) -> None:
+    """Upload the W&B runs that a sweep kept on disk; what is there already stays as it is.
+
+    Examples:
+
+        segray sync runs/quickstart
+
+        WANDB_BASE_URL=https://wandb.example.org segray sync runs/*
+    """
+    from segray.tracking.sync import sync_runs
+
+    sync_runs(runs, typer.echo)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong."""
     try:

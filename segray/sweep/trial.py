@@ -151,6 +151,8 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     if first:
         write_config(spec)
     tracker = _start_tracker(spec, dataset, first)
+    for record in read_records(spec.folder / "metrics.jsonl") if first else ():
+        tracker.log(_shown(record), epoch=record["epoch"])  # of a trial that goes on
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
@@ -188,8 +190,7 @@ class _Reporter:
         self._tracker, self._tell, self._metric, self._epochs = tracker, tell, metric, epochs
 
     def report(self, metrics: Metrics) -> Stop | None:
-        shown = {name: value for name, value in metrics.items() if name != "confusion"}
-        self._tracker.log(shown, epoch=metrics["epoch"])
+        self._tracker.log(_shown(metrics), epoch=metrics["epoch"])
         print(
             f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
             f"{metrics['value']:.4f}  best {metrics['best']:.4f}  "
@@ -197,6 +198,11 @@ class _Reporter:
             flush=True,
         )
         return self._tell(metrics)
+
+
+def _shown(metrics: Metrics) -> Metrics:
+    """What the tracker is told."""
+    return {name: value for name, value in metrics.items() if name != "confusion"}
 
 
 def _headline(metrics: Metrics) -> Metrics:
