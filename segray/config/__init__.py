@@ -9,7 +9,6 @@ from segray.config.errors import (
     WorkError,
 )
 from segray.config.load import (
-    CATEGORIES,
     CITYSCAPES_HELP,
     load_sweep,
     metric_names,
@@ -17,8 +16,12 @@ from segray.config.load import (
     trial_config,
 )
 from segray.config.schema import (
+    CATEGORIES,
     Augment,
     CityscapesData,
+    Data,
+    Folders,
+    FoldersData,
     Loss,
     Optimizer,
     Parameter,
@@ -36,6 +39,9 @@ __all__ = [
     "Augment",
     "CityscapesData",
     "ConfigError",
+    "Data",
+    "Folders",
+    "FoldersData",
     "Interrupted",
     "Loss",
     "Optimizer",

@@ -10,18 +10,17 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from segray.config import yaml_file
 from segray.config.errors import ConfigError, Problem, RequestError
-from segray.config.schema import Parameter, SweepConfig, TrialConfig
+from segray.config.schema import Data, Parameter, SweepConfig, TrialConfig
 from segray.config.yaml_file import KeyPath, show
 
 SEARCHABLE = ("model", "train")
-CATEGORIES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 CITYSCAPES_HELP = """\
 How to get Cityscapes: register at cityscapes-dataset.com, then
   pip install cityscapesscripts && csDownload gtFine_trainvaltest.zip leftImg8bit_trainvaltest.zip
@@ -50,6 +49,7 @@ def load_sweep(
     problems, config = source.validate(unset)
     if config is None or problems:
         about_root = any(problem.path == "data.root" for problem in unset)
+        about_root &= _get(source.data, ("data", "format")) == "cityscapes"
         raise ConfigError(problems, CITYSCAPES_HELP if about_root else "")
     return config
 
@@ -277,7 +277,7 @@ class _Source:
                     "train.crop=null for whole images"
                 )
                 yield self.problem(path, rule, list(crop))
-        metric, known = config.metric, metric_names(config.data.ignore)
+        metric, known = config.metric, metric_names(config.data)
         if metric.name not in known:
             near = _nearest(metric.name, known)
             yield self.problem(("metric", "name"), f"no such metric; {near}", metric.name)
@@ -290,10 +290,13 @@ class _Source:
         if "://" in config.storage:
             rule = "expected a folder of this machine or of a shared file system"
             yield self.problem(("storage",), rule, config.storage)
-        classes = len(CATEGORIES) + (config.data.ignore == "none")
+        classes = config.data.class_names
         for path, weights in _reachable(config, "train.loss.class_weights"):
-            if isinstance(weights, tuple) and len(weights) != classes:
-                rule = f"expected one weight for each of the {classes} classes"
+            if isinstance(weights, tuple) and len(weights) != len(classes):
+                rule = (
+                    f"expected one weight for each of the {len(classes)} classes, in the order "
+                    f"{', '.join(classes)}"
+                )
                 yield self.problem(path, rule, list(weights))
 
 
@@ -302,12 +305,12 @@ def reachable(config: SweepConfig, path: str) -> tuple[Any, ...]:
     return tuple(value for _, value in _reachable(config, path))
 
 
-def metric_names(ignore: str) -> list[str]:
-    """The metrics that a sweep can optimize; `ignore` is data.ignore."""
+def metric_names(data: Data) -> list[str]:
+    """The metrics that a sweep over these images can optimize."""
     names = ["val/miou", "val/dice", "val/accuracy", "val/loss"]
-    if ignore == "none":
-        names += ["val/miou_without_void", "val/iou/void"]
-    return names + [f"val/iou/{category}" for category in CATEGORIES]
+    if "void" in data.class_names:
+        names.append("val/miou_without_void")
+    return names + [f"val/iou/{name}" for name in data.class_names]
 
 
 def _absolute_paths(config: SweepConfig) -> SweepConfig:
@@ -439,6 +442,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """The pydantic models an annotation allows: X, X | None, Annotated[X | Y, ...]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from _models(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
             yield from _models(member)
@@ -462,13 +467,16 @@ def _chosen(annotation: Any, data: Any) -> type[BaseModel] | None:
 
 def _keys(path: KeyPath, data: Any) -> list[str]:
     """The valid keys of the section at `path`."""
-    model: type[BaseModel] | None = SweepConfig
+    inside: Any = SweepConfig  # the annotation of what `data` is
     for part in path:
+        if get_origin(inside) is dict:
+            inside = get_args(inside)[1]
+        else:
+            model = _chosen(inside, data)
+            field = model.model_fields.get(str(part)) if model is not None else None
+            inside = field.annotation if field is not None else None
         data = data[part]
-        if model is not None and part in model.model_fields:
-            model = _chosen(model.model_fields[str(part)].annotation, data)
-        elif model is SweepConfig or path[0] == "parameters":
-            model = _chosen(get_args(SweepConfig.model_fields["parameters"].annotation)[1], data)
+    model = _chosen(inside, data)
     return list(model.model_fields) if model is not None else []
 
 

@@ -2,7 +2,7 @@
 
 from segray.data.cache import cache_root, cores
 from segray.data.dataset import Dataset, open_dataset, read_splits
-from segray.data.labels import IGNORE, class_colours, class_names
+from segray.data.labels import IGNORE, class_colours
 from segray.data.loader import Batch, TrainLoader, eval_batches
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "TrainLoader",
     "cache_root",
     "class_colours",
-    "class_names",
     "cores",
     "eval_batches",
     "open_dataset",
