@@ -104,12 +104,10 @@ def check(arguments: Arguments) -> None:
     """
     from segray.data.check import check_dataset
 
-    file, overrides = _split(arguments)
-    with _Advice(file):
-        config = load_sweep(file, overrides)
-        with _bar() as progress:
-            report = check_dataset(config.data, progress=progress)
-    Console(highlight=False).print(report)
+    config = load_sweep(*_split(arguments))
+    with _bar() as progress:
+        report = check_dataset(config.data, progress=progress)
+    report.print(Console(highlight=False))
     if report.problems:
         raise typer.Exit(1)
 
@@ -155,7 +153,8 @@ def scenes(
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar where people look on; yields what to call with (title, done, total)."""
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
 
         def tell(title: str, done: int, total: int) -> None:

@@ -162,6 +162,12 @@ def _colours(value: Any) -> Any:
     return tuple(tuple(colour) for colour in colours)
 
 
+def _class_name(value: Any) -> Any:
+    if not re.fullmatch(r"[^\W_][\w-]{0,63}", str(value)):
+        raise ValueError(f"expected a name of letters, digits, - and _, got {value!r}")
+    return value
+
+
 Rgb = tuple[int, int, int]
 
 
@@ -203,7 +209,7 @@ class FoldersData(_Data):
     """The folder of masks, searched with its subfolders."""
     mask_suffix: str = ""
     """What a mask's stem has after its image's: _L for 0001.png and 0001_L.png."""
-    classes: dict[str, MaskClass]
+    classes: dict[Annotated[str, BeforeValidator(_class_name)], MaskClass]
     """Each class and its ids or colours, in the order of the model's outputs. One named void
     holds what `ignore` is about."""
     split: Literal["pooled", "explicit"] = "pooled"
@@ -233,11 +239,7 @@ class FoldersData(_Data):
     @field_validator("classes")
     @classmethod
     def _tell_classes_apart(cls, classes: dict[str, MaskClass]) -> dict[str, MaskClass]:
-        wrong = [
-            f"{name!r} is no name of a class: letters, digits, - and _ make one"
-            for name in classes
-            if not re.fullmatch(r"[^\W_][\w-]{0,63}", name)
-        ]
+        wrong = []
         count = len(classes) - ("void" in classes)
         if not 2 <= count <= MOST_CLASSES - ("void" in classes):
             wrong.append(f"expected 2 to {MOST_CLASSES - 1} classes beside void, got {count}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +28,7 @@ SQUEEZE = 0.1  # a larger change of proportions is worth a word
 
 @dataclass(frozen=True)
 class Report:
-    """What `check_dataset` found; rich prints it."""
+    """What `check_dataset` found."""
 
     classes: tuple[str, ...]
     splits: Splits
@@ -46,24 +46,37 @@ class Report:
         """What a sweep would pass over."""
         return tuple(finding for finding in self.findings if not finding.fatal)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield self._shares()
-        for title, findings in (("problems", self.problems), ("warnings", self.warnings)):
+    def print(self, console: Console) -> None:
+        """The share of each class in the splits, what was found by kind, and a verdict.
+
+        Findings are lines that are never broken or cut, so that their paths can be copied.
+        """
+        if self.read:
+            console.print(self._shares())
+        for title, colour, findings in (
+            ("problems", "red", self.problems),
+            ("warnings", "yellow", self.warnings),
+        ):
             if findings:
-                yield Text(f"\n{title}", style="bold red" if title == "problems" else "bold yellow")
-                yield from _grouped(findings)
-        yield Text(f"\n{self._verdict()}", style="red" if self.problems else "green")
+                console.print(Text(f"\n{title}", style=f"bold {colour}"))
+                for line in _grouped(findings):
+                    console.print(line, soft_wrap=True)
+        style = "red" if self.problems else "green"
+        console.print(Text(f"\n{self._verdict()}", style=style), soft_wrap=True)
 
     def _shares(self) -> Table:
-        table = Table(box=None, pad_edge=False, title_justify="left")
-        table.add_column("share of pixels", no_wrap=True)
-        for name, positions in self.splits.named().items():
-            table.add_column(f"{name}\n{len(positions)} images", justify="right")
+        table = Table(box=None, pad_edge=False)
+        table.add_column("% of pixels", no_wrap=True)
+        for name in self.splits.named():
+            table.add_column(name, justify="right", no_wrap=True)
         totals = self.pixels.sum(1)
         rows = [*self.classes, *(["left out"] if self.pixels[:, -1].any() else [])]
         for k, name in enumerate(rows):
             shares = [_percent(self.pixels[split, k], totals[split]) for split in range(3)]
             table.add_row(name, *shares)
+        table.add_section()
+        counts = [str(len(positions)) for positions in self.splits.named().values()]
+        table.add_row("images", *counts, style="bold")
         return table
 
     def _verdict(self) -> str:
@@ -176,7 +189,7 @@ def _resized(sizes: Counter[tuple[int, int]], size: tuple[int, int]) -> Iterator
             )
             yield Finding("changed proportions", message, fatal=False)
         if height < size[0] or width < size[1]:
-            message = f"{images} are enlarged to data.size {list(size)} (H, W): lower it"
+            message = f"{images}: enlarged to data.size {list(size)} (H, W), without more detail"
             yield Finding("images smaller than data.size", message, fatal=False)
 
 
@@ -196,17 +209,17 @@ def _without_a_pixel(
 
 
 def _grouped(findings: Sequence[Finding]) -> Iterator[Text]:
-    """The first of each kind, a line each that is never broken, so that paths can be copied."""
+    """The first of each kind, a line each."""
     kinds: dict[str, list[str]] = defaultdict(list)
     for finding in findings:
         kinds[finding.kind].append(finding.message)
     for kind, messages in kinds.items():
         yield Text(f"{kind}: {len(messages)}", style="bold")
         for message in messages[:SHOWN]:
-            yield Text(f"  {message}", no_wrap=True, overflow="ignore")
+            yield Text(f"  {message}")
         if len(messages) > SHOWN:
             yield Text(f"  and {len(messages) - SHOWN} more")
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "-"
+    return f"{100 * part / whole:.2f}" if whole else "-"

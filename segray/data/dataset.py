@@ -100,11 +100,12 @@ def find_pairs(
             samples, split=data.split, val_share=data.val_share, seed=data.split_seed
         )
     empty = [name for name, positions in splits.named().items() if not positions]
-    if empty:
+    if empty and (samples or not findings):
         cities = len({sample.city for sample in samples})
+        found = f"{len(samples)} images" + f" in {cities} cities" * (data.split == "official")
         message = (
-            f"data.split: {data.split} leaves no image for {' and '.join(empty)}, of "
-            f"{len(samples)} images in {cities} cities; {_NEEDS[data.split]}"
+            f"data.split: {data.split} leaves no image for {' and '.join(empty)}, of {found}; "
+            f"{_NEEDS[data.split]}"
         )
         findings = [*findings, Finding("empty splits", message)]
     return *_first_of_each(samples, splits, data.limit), findings

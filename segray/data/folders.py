@@ -24,7 +24,8 @@ def find_samples(data: FoldersData) -> tuple[list[Sample], list[Finding]]:
     """
     root = Path(data.root)
     if not root.is_dir():
-        raise MissingInput(f"data.root: no folder at {root}")
+        rule = "name the folder that holds your images and masks"
+        raise MissingInput(f"data.root: no folder at {root}: {rule}")
     if data.images is not None and data.masks is not None:
         shared = _Pairing("data", root / data.images, root / data.masks, data.mask_suffix)
     if data.split == "pooled":
@@ -88,10 +89,8 @@ class _Pairing:
                 findings.append(mask)
             else:
                 samples.append(self.sample(images[0], mask, part))
-        lonely = [finding for finding in findings if finding.kind == "images without a mask"]
-        if len(lonely) == len(self.images) > 1:
-            findings = [finding for finding in findings if finding not in lonely]
-            findings.append(self.no_mask_at_all())
+        if not samples and all(finding.kind == "images without a mask" for finding in findings):
+            findings = [self.no_mask_at_all()]
         wanted = {stem + self.suffix for stem in self.images_by_stem}
         findings += [
             Finding("masks without an image", f"{mask}: left out, has no image", fatal=False)
@@ -164,11 +163,13 @@ class _Pairing:
 
     def no_mask_at_all(self) -> Finding:
         """Instead of the same finding for every image: most likely the key is wrong."""
-        there = self.every_mask[0].name if self.every_mask else "no image file"
+        image, first = self.images[0], self.every_mask[0].name if self.every_mask else "no mask"
+        near = [mask.stem for mask in self.every_mask if mask.stem.startswith(image.stem)]
+        right = near[0].removeprefix(image.stem) if near else "what a mask's stem has beyond that"
         message = (
-            f"none of the {len(self.images)} images has a mask: {self.images[0].name} expects "
-            f"{self.images[0].stem}{self.suffix}.png, and {self.masks} holds {there}; set "
-            "data.mask_suffix to what a mask's stem has after its image's"
+            f"none of the {len(self.images)} images has a mask: {image.name} expects "
+            f"{image.stem}{self.suffix}.png, and {self.masks} holds {near[0] if near else first}; "
+            f"set data.mask_suffix to {right or 'nothing'}"
         )
         return Finding("images without a mask", message)
 
