@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 from segray import __version__
@@ -203,6 +206,83 @@ def sync(
     from segray.tracking.sync import sync_runs
 
     sync_runs(runs, typer.echo)
+
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(data_app, name="data", help="Look at the images before a sweep does.")
+
+
+@data_app.command()
+def check(arguments: Arguments) -> None:
+    """Read every image and mask of a sweep file's data, and report all that is wrong with them.
+
+    Ends with 0, or with 1 where a sweep would fail.
+
+    Examples:
+
+        segray data check sweeps/folders.yaml data.root=/data/streets
+
+        segray data check sweeps/unet.yaml data.size=[256,512]
+    """
+    from segray.data.check import check_dataset
+
+    config = load_sweep(*_split_one(arguments))
+    with _bar() as progress:
+        report = check_dataset(config.data, progress=progress)
+    report.print(Console(highlight=False))
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
+    train: Annotated[int, typer.Option(min=2, help="Images to tune with.")] = 200,
+    val: Annotated[int, typer.Option(min=1, help="Images for the final score.")] = 60,
+    size: Annotated[str, typer.Option(metavar="H,W", help="Pixels.")] = "96,192",
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other streets.")] = 0,
+) -> None:
+    """Draw street scenes as files in Cityscapes' layout, to try things with.
+
+    Example:
+
+        segray data scenes /tmp/streets --train 100 --val 20 --size 128,256
+    """
+    from segray.data.scenes import write_scenes
+
+    sides = size.split(",")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        raise RequestError(f"--size: expected H,W in pixels, as in 96,192, got {size}")
+    height, width = map(int, sides)
+    cities = {"cities": min(10, train), "val_cities": min(3, val)}
+    with _bar() as progress:
+        try:
+            write_scenes(
+                folder,
+                train=train,
+                val=val,
+                **cities,
+                size=(height, width),
+                seed=seed,
+                progress=partial(progress, "scenes drawn"),
+            )
+        except (ValueError, FileExistsError) as error:
+            raise RequestError(str(error)) from None
+    section = f"data={{format: cityscapes, root: {folder.absolute()}, size: [{height}, {width}]}}"
+    typer.echo(f"{train + val} scenes are in {folder}; to use them: {shlex.quote(section)}")
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar where people look on; yields what to call with (title, done, total)."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("")
+
+        def tell(title: str, done: int, total: int) -> None:
+            progress.update(task, description=title, completed=done, total=total)
+
+        yield tell
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -20,10 +20,14 @@ from segray.config.errors import (
 )
 from segray.config.json_schema import json_schema
 from segray.config.load import CITYSCAPES_HELP, SweepFile, load_sweep, read_sweep
-from segray.config.rules import CATEGORIES, metric_names
+from segray.config.rules import metric_names
 from segray.config.schema import (
+    CATEGORIES,
     Augment,
     CityscapesData,
+    Data,
+    Folders,
+    FoldersData,
     Loss,
     Optimizer,
     Parameter,
@@ -42,6 +46,9 @@ __all__ = [
     "Augment",
     "CityscapesData",
     "ConfigError",
+    "Data",
+    "Folders",
+    "FoldersData",
     "Interrupted",
     "Loss",
     "Optimizer",

@@ -75,7 +75,7 @@ def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
         yield "places", f"{count(at_once, 'trial')} at a time, {stage}; {cores}"
     yield "disk", "; ".join(_disk(config, images, at_once or 1))
     yield "results", f"{Path(config.storage) / config.name}"
-    yield "W&B", check_tracking(config.tracking.wandb.mode)
+    yield "W&B", check_tracking(config.tracking.wandb.mode, ask=False).says
 
 
 def _rungs(config: SweepConfig) -> str:

@@ -79,7 +79,11 @@ def _spare(folder: RunFolder) -> Iterator[Path]:
     ended, _ = _trials(folder.path / "trials")
     finals, _ = _trials(folder.path / "final")
     wanted = len(config.final.seeds) if config.final else 0
-    if len(ended) >= trial_count(config) and len(finals) >= wanted and (folder.path / "best").is_dir():
+    if (
+        len(ended) >= trial_count(config)
+        and len(finals) >= wanted
+        and (folder.path / "best").is_dir()
+    ):
         yield from sorted(folder.path.glob("trials/*/checkpoint"))
     for marker in sorted(folder.path.glob("wandb/*run-*/*.synced")):
         yield marker.parent

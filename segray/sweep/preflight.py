@@ -14,8 +14,15 @@ from typing import Any
 
 import torch
 
-from segray.config import RequestError, SweepConfig, TrialConfig, reachable, trial_config, trial_count
-from segray.data import cache_root, check_dataset, class_names, cores, is_cached, read_splits
+from segray.config import (
+    RequestError,
+    SweepConfig,
+    TrialConfig,
+    reachable,
+    trial_config,
+    trial_count,
+)
+from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
 from segray.sweep.cluster import Plan, plan
 from segray.sweep.progress import Screen, size
 from segray.sweep.records import RunFolder
@@ -62,12 +69,12 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> Inputs:
     _check_disk(config, images, max(parameters))
     screen.say(
         f"images {images[0]} train, {images[1]} val, {images[2]} test at "
-        f"{config.data.size[0]}x{config.data.size[1]}, {len(class_names(config.data.ignore))} classes"
+        f"{config.data.size[0]}x{config.data.size[1]}, {len(config.data.class_names)} classes"
     )
     for warning in report.warnings:
         screen.say(f"in a sample of {SAMPLE}: {warning}")
     screen.say(f"model {config.model.name}, {parameters[0] / 1e6:.2f}M parameters")
-    screen.say(f"W&B {check_tracking(config.tracking.wandb.mode)}")
+    screen.say(f"W&B {check_tracking(config.tracking.wandb.mode).says}")
     return Inputs(images, parameters[0])
 
 

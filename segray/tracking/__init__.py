@@ -121,7 +121,3 @@ def start_tracker(
         job_type=job_type,
         config=config,
     )
-
-
-def check(mode):
-    return "STUB"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segray.config import RequestError, TrialConfig
-from segray.data import IGNORE, Dataset, TrainLoader, class_names, eval_batches
+from segray.data import IGNORE, Dataset, TrainLoader, eval_batches
 from segray.models import build_model
 from segray.train import checkpoint, distributed
 from segray.train.loss import balanced_weights, segmentation_loss
@@ -323,7 +323,7 @@ class _Training:
 def build_trial_model(config: TrialConfig) -> nn.Module:
     """The model a trial trains, on the CPU; its weights depend on torch's seed alone."""
     options = config.model.model_dump(exclude={"name"})
-    num_classes = len(class_names(config.data.ignore))
+    num_classes = len(config.data.class_names)
     return build_model(config.model.name, num_classes=num_classes, **options)
 
 

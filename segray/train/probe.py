@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from segray.config import TrialConfig
-from segray.data import class_names
 from segray.train.loop import autocast, autocast_type, build_trial_model
 from segray.train.loss import segmentation_loss
 from segray.train.optimizer import build_optimizer
@@ -71,7 +70,7 @@ def _step(
     device: torch.device,
 ) -> None:
     height, width = config.train.crop or config.data.size
-    classes = len(class_names(config.data.ignore))
+    classes = len(config.data.class_names)
     batch = torch.rand(images, 3, height, width, device=device)
     masks = torch.randint(classes, (images, height, width), dtype=torch.uint8, device=device)
     with autocast(device, autocast_type(config.train.precision, device)):
