@@ -37,7 +37,7 @@ from segray.config.schema import (
     Train,
     TrialConfig,
 )
-from segray.config.yaml_file import dump
+from segray.config.yaml_file import dump, one_line
 
 __all__ = [
     "CATEGORIES",
@@ -70,6 +70,7 @@ __all__ = [
     "json_schema",
     "load_sweep",
     "metric_names",
+    "one_line",
     "reachable",
     "read_sweep",
     "satisfied",

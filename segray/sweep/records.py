@@ -194,7 +194,7 @@ class RunFolder:
 
     def write_leaderboard(self, results: Iterable[TrialResult], goal: str) -> None:
         """leaderboard.csv: a row a trial, the best first, failures last."""
-        rows = [_row(result) for result in ranked(results, goal)]
+        rows = [row(result) for result in ranked(results, goal)]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -332,7 +332,8 @@ def _flat(config: SweepConfig) -> dict[str, Any]:
     return found
 
 
-def _row(result: TrialResult) -> dict[str, Any]:
+def row(result: TrialResult) -> dict[str, Any]:
+    """A trial's line of leaderboard.csv."""
     outcome = result.outcome
     return {
         "trial": result.id,

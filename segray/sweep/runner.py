@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -28,7 +28,7 @@ from segray.sweep import space
 from segray.sweep.cluster import Plan, plan, ray_cluster, this_machine
 from segray.sweep.preflight import check_inputs, place_final, place_search
 from segray.sweep.progress import Screen, count
-from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked
+from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked, row
 from segray.sweep.search import FixedList, Search, make_spec
 from segray.sweep.trial import run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
@@ -48,6 +48,11 @@ class SweepResult:
     def best(self) -> TrialResult:
         """The winner of the search."""
         return self.trials[0]
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """The leaderboard: trial, state, best_value, epochs, parameters, ..., the best first."""
+        return [row(trial) for trial in self.trials]
 
 
 def run_sweeps(configs: Sequence[SweepConfig], *, resume: bool = False) -> list[SweepResult]:
@@ -222,27 +227,25 @@ def _search(
     from segray.sweep.engine import run_trials
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        search = Search(config, folder, stage)
-        if search.asked:
-            screen.say(
-                f"taken up again: {count(len(search.results), 'trial')} had ended, "
-                f"{len(search.unfinished)} had begun and go on from their last epoch"
+    search = Search(config, folder, stage)
+    if search.asked:
+        screen.say(
+            f"taken up again: {count(len(search.results), 'trial')} had ended, "
+            f"{len(search.unfinished)} had begun and go on from their last epoch"
+        )
+    if search.missing and not search.closed:
+        with screen.trials(trial_count(config), search.results):
+            run_trials(
+                search,
+                stage,
+                screen,
+                folder=folder,
+                total=search.missing,
+                goal=config.metric.goal,
+                pruner=space.pruner(config),
+                deadline=search.deadline,
+                past=search.past(),
             )
-        if search.missing and not search.closed:
-            with screen.trials(trial_count(config), search.results):
-                run_trials(
-                    search,
-                    stage,
-                    screen,
-                    folder=folder,
-                    total=search.missing,
-                    goal=config.metric.goal,
-                    pruner=space.pruner(config),
-                    deadline=search.deadline,
-                    past=search.past(),
-                )
     results = ranked(search.results, config.metric.goal)
     if search.too_many_failed:
         screen.leaderboard(results, "Trials")
@@ -310,10 +313,16 @@ def _run_list(
 
 
 def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: TrialResult) -> None:
-    """best/: the weights of the best training, as predict and transformers load them."""
+    """best/: the weights of the best training, as predict and transformers load them.
+
+    A sweep that was taken up again with nothing left to do may have been cleaned: best/ stays.
+    """
+    weights = best.folder / "checkpoint" / "best.safetensors"
+    if not weights.is_file() and (folder.path / "best").is_dir():
+        return
     fixed = trial_config(config, best.assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
     model = build_trial_model(fixed)
-    checkpoint.load(best.folder / "checkpoint" / "best.safetensors", model)
+    checkpoint.load(weights, model)
     save_model(model, folder.path / "best", class_names=dataset.classes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,15 +35,18 @@ def sampler(
     """
     stream = np.random.SeedSequence((config.seed, number, attempt))
     seed = int(stream.generate_state(1)[0])
-    if config.method != "tpe":  # every value of a grid is fixed
-        base: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-    else:
-        base = optuna.samplers.TPESampler(
-            n_startup_trials=math.ceil(trial_count(config) / 4), constant_liar=True, seed=seed
-        )
-    if not fixed:
-        return base
-    return optuna.samplers.PartialFixedSampler(_stored(fixed, config.parameters), base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if config.method != "tpe":  # every value of a grid is fixed
+            base: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            startup = math.ceil(trial_count(config) / 4)
+            base = optuna.samplers.TPESampler(
+                n_startup_trials=startup, constant_liar=True, seed=seed
+            )
+        if not fixed:
+            return base
+        return optuna.samplers.PartialFixedSampler(_stored(fixed, config.parameters), base)
 
 
 def pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
