@@ -20,10 +20,14 @@ from segray.config.errors import (
 )
 from segray.config.json_schema import json_schema
 from segray.config.load import CITYSCAPES_HELP, SweepFile, load_sweep, read_sweep
-from segray.config.rules import CATEGORIES, metric_names
+from segray.config.rules import metric_names
 from segray.config.schema import (
+    CATEGORIES,
     Augment,
     CityscapesData,
+    Data,
+    Folders,
+    FoldersData,
     Loss,
     Optimizer,
     Parameter,
@@ -33,7 +37,7 @@ from segray.config.schema import (
     Train,
     TrialConfig,
 )
-from segray.config.yaml_file import dump
+from segray.config.yaml_file import dump, one_line
 
 __all__ = [
     "CATEGORIES",
@@ -42,6 +46,9 @@ __all__ = [
     "Augment",
     "CityscapesData",
     "ConfigError",
+    "Data",
+    "Folders",
+    "FoldersData",
     "Interrupted",
     "Loss",
     "Optimizer",
@@ -63,6 +70,7 @@ __all__ = [
     "json_schema",
     "load_sweep",
     "metric_names",
+    "one_line",
     "reachable",
     "read_sweep",
     "satisfied",

@@ -72,7 +72,9 @@ def read_sweep(
     if config is None or found or refused:
         found.sort(key=lambda flaw: request.where(flaw.path).order)
         problems = [*refused, *(request.problem(flaw) for flaw in found)]
-        raise ConfigError(problems, CITYSCAPES_HELP if "data.root" in known else "")
+        about_root = "data.root" in known
+        about_root &= validate.get(request.data, ("data", "format")) == "cityscapes"
+        raise ConfigError(problems, CITYSCAPES_HELP if about_root else "")
     config = _absolute_paths(config)
     return SweepFile(path, config, request.sources(config))
 

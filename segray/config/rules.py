@@ -22,20 +22,19 @@ from segray.config.assignment import (
     value_at,
 )
 from segray.config.require import parse
-from segray.config.schema import Parameter, SweepConfig, TrialConfig
+from segray.config.schema import Data, Parameter, SweepConfig, TrialConfig
 from segray.config.validate import Flaw, get, nearest, searchable_keys
 from segray.config.yaml_file import KeyPath, brief, show
 
 MAX_GRID = 10_000  # trials
-CATEGORIES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 
 
-def metric_names(ignore: str) -> list[str]:
-    """The metrics that a sweep can optimize; `ignore` is data.ignore."""
+def metric_names(data: Data) -> list[str]:
+    """The metrics that a sweep over these images can optimize."""
     names = ["val/miou", "val/dice", "val/accuracy", "val/loss"]
-    if ignore == "none":
-        names += ["val/miou_without_void", "val/iou/void"]
-    return names + [f"val/iou/{category}" for category in CATEGORIES]
+    if "void" in data.class_names:
+        names.append("val/miou_without_void")
+    return names + [f"val/iou/{name}" for name in data.class_names]
 
 
 def contradictions(config: SweepConfig) -> list[Flaw]:
@@ -233,7 +232,7 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
                 "train.crop=null for whole images"
             )
             yield Flaw(path, rule, list(crop))
-    metric, known = config.metric, metric_names(config.data.ignore)
+    metric, known = config.metric, metric_names(config.data)
     if metric.name not in known:
         near = nearest(metric.name, known)
         yield Flaw(("metric", "name"), f"no such metric; {near}", metric.name)
@@ -246,8 +245,11 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
     if "://" in config.storage:
         rule = "expected a folder of this machine or of a shared file system"
         yield Flaw(("storage",), rule, config.storage)
-    classes = len(CATEGORIES) + (config.data.ignore == "none")
+    classes = config.data.class_names
     for path, weights in reachable_places(config, "train.loss.class_weights"):
-        if isinstance(weights, tuple) and len(weights) != classes:
-            rule = f"expected one weight for each of the {classes} classes"
+        if isinstance(weights, tuple) and len(weights) != len(classes):
+            rule = (
+                f"expected one weight for each of the {len(classes)} classes, in the order "
+                f"{', '.join(classes)}"
+            )
             yield Flaw(path, rule, list(weights))

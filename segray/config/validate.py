@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -184,6 +184,8 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     """The pydantic models an annotation allows: X, X | None, Annotated[X | Y, ...]."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from _models(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
             yield from _models(member)
@@ -207,13 +209,16 @@ def _chosen(annotation: Any, data: Any) -> type[BaseModel] | None:
 
 def _keys(path: KeyPath, data: Any) -> list[str]:
     """The valid keys of the section at `path`."""
-    model: type[BaseModel] | None = SweepConfig
+    inside: Any = SweepConfig  # the annotation of what `data` is
     for part in path:
+        if get_origin(inside) is dict:
+            inside = get_args(inside)[1]
+        else:
+            model = _chosen(inside, data)
+            field = model.model_fields.get(str(part)) if model is not None else None
+            inside = field.annotation if field is not None else None
         data = data[part]
-        if model is not None and part in model.model_fields:
-            model = _chosen(model.model_fields[str(part)].annotation, data)
-        elif model is SweepConfig or path[0] == "parameters":
-            model = _chosen(get_args(SweepConfig.model_fields["parameters"].annotation)[1], data)
+    model = _chosen(inside, data)
     return list(model.model_fields) if model is not None else []
 
 

@@ -78,8 +78,8 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def brief(value: Any) -> str:
-    """A value as YAML on one line, cut at 80 characters: what a message shows."""
+def one_line(value: Any) -> str:
+    """A value as YAML on one line; `parse_value` gives it back."""
     text = yaml.dump(
         value,
         Dumper=_Line,
@@ -88,7 +88,12 @@ def brief(value: Any) -> str:
         default_flow_style=True,
         width=float("inf"),
     )
-    return _cut(text.removesuffix("\n").removesuffix("\n..."), 80)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def brief(value: Any) -> str:
+    """A value on one line, cut at 80 characters: what a message shows."""
+    return _cut(one_line(value), 80)
 
 
 def parse_value(text: str, where: str, key: str) -> Any:

@@ -38,6 +38,8 @@ def test_a_shipped_sweep_validates_and_any_key_misspelled_does_not(file: Path) -
     for path in lines:
         if not path or path[0] in free or not all(isinstance(key, str) for key in path):
             continue
+        if path[:2] == ("data", "classes") and len(path) == 3:  # a class has any name
+            continue
         broken = json.loads(json.dumps(data))
         section: Any = broken
         for key in path[:-1]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from segray.config import (
     ConfigError,
     RequestError,
+    ScenesData,
     SweepConfig,
     dump,
     load_sweep,
@@ -187,9 +188,12 @@ def test_an_unknown_key_names_the_nearest(file: Path, text: str, expected: str) 
         ("model: {width: 3}", "model.name: this key is required: unet or segformer"),
         ("model: 5", "model: expected keys with their values (got 5)"),
         ("model: {name: segformer}", "model: give either pretrained"),
-        ("data: {format: png}", "data.format: expected cityscapes or scenes (got png)"),
-        ("data: {format: [1]}", "data.format: expected cityscapes or scenes (got [1])"),
-        ("data: {size: [96, 96]}", "data.format: this key is required: cityscapes or scenes"),
+        ("data: {format: png}", "data.format: expected cityscapes or folders or scenes (got png)"),
+        ("data: {format: [1]}", "data.format: expected cityscapes or folders or scenes (got [1])"),
+        (
+            "data: {size: [96, 96]}",
+            "data.format: this key is required: cityscapes or folders or scenes",
+        ),
         (
             "data: {format: cityscapes, size: [96, 96]}",
             "data.root: this key is required",
@@ -342,7 +346,7 @@ def test_a_wrong_value_is_one_readable_problem(file: Path, text: str, expected: 
         ),
         (
             "train.loss.class_weights: {values: [balanced, [1, 2]]}",
-            "class_weights.values[1]: expected one weight for each of the 7 classes (got [1.0, 2.0",
+            "class_weights.values[1]: expected one weight for each of the 7 classes, in the order",
         ),
         (
             "train.early_stop: {values: [null]}, train.early_stop.patience: {value: 2}",
@@ -444,7 +448,7 @@ def test_searched_epochs_count_for_the_first_rung(file: Path) -> None:
 
 @pytest.mark.parametrize("ignore", ["void", "none"])
 def test_every_listed_metric_can_be_optimized(file: Path, ignore: str) -> None:
-    for name in metric_names(ignore):
+    for name in metric_names(ScenesData(format="scenes", ignore=ignore)):
         goal = "minimize" if name == "val/loss" else "maximize"
         text = f"{HEAD}metric: {{name: {name}, goal: {goal}}}\n"
         assert load(file, text, f"data.ignore={ignore}").metric.name == name

@@ -16,7 +16,7 @@ def test_sweeps_are_shipped() -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SWEEPS)))
 def test_a_shipped_sweep_loads_and_round_trips(file: Path, tmp_path: Path) -> None:
-    config = load_sweep(file, env={"CITYSCAPES_ROOT": str(tmp_path)})
+    config = load_sweep(file, env={"CITYSCAPES_ROOT": str(tmp_path), "IMAGES_ROOT": str(tmp_path)})
     copy = tmp_path / "copy.yaml"
     copy.write_text(dump(config.model_dump(mode="json")), encoding="utf-8")
     assert load_sweep(copy, env={}) == config
