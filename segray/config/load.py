@@ -89,6 +89,7 @@ def read_unchecked(file: str | Path, env: Mapping[str, str] = os.environ) -> dic
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 _KINDS = {"model": "name", "data": "format"}  # sections whose keys depend on one of them
+_CLASSES = ("data", "classes")  # in the order of the logits: two such lists cannot be mixed
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class _Request:
             for key, value in over.items():
                 path = (*at, key)
                 below = under.get(key)
-                if isinstance(value, dict) and isinstance(below, dict) and at != ("parameters",):
+                whole = at == ("parameters",) or path == _CLASSES
+                if isinstance(value, dict) and isinstance(below, dict) and not whole:
                     kind = _KINDS.get(key) if not at else None
                     if kind is None or value.get(kind, below.get(kind)) == below.get(kind):
                         merge(below, value, path)

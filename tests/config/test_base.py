@@ -79,6 +79,17 @@ def test_a_parameter_is_replaced_whole_added_or_taken_out(write: Any) -> None:
     assert load_sweep("a.yaml", ["parameters=null"]).parameters == {}
 
 
+def test_classes_are_replaced_whole(write: Any) -> None:
+    data = "data: {format: folders, root: /x, images: i, masks: m, size: [64, 64], classes: "
+    base = (
+        f"{data}{{a: {{ids: 0}}, b: {{ids: 1}}, c: {{ids: 2}}}}}}\nname: b\nmodel: {{name: unet}}\n"
+    )
+    file = write(a="base: b.yaml\ndata: {classes: {c: {ids: 0}, a: {ids: 1}}}\n", b=base)
+    config = load_sweep(file)
+    assert config.data.class_names == ("c", "a")
+    assert config.data.root == "/x"
+
+
 def test_a_chain_of_bases_in_other_folders_is_followed(write: Any, tmp_path: Path) -> None:
     file = write(a="base: sub/b.yaml\nname: a\n", c=BASE)
     (tmp_path / "sub").mkdir()

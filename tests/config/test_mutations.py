@@ -35,7 +35,7 @@ require:
   - train.schedule.name == 'poly' or train.augment.flip + 1 > 0.5
 run_cap: null
 """
-ENV = {"CITYSCAPES_ROOT": "/data", "S": "7"}
+ENV = {"CITYSCAPES_ROOT": "/data", "IMAGES_ROOT": "/images", "S": "7"}
 
 scalars = st.one_of(
     st.none() | st.booleans() | st.integers(-3, 70) | st.floats(),
