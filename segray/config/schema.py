@@ -453,10 +453,13 @@ class Parameter(Frozen):
         if self.values is not None:
             if len(self.values) == 0:
                 raise ValueError("values needs at least one value")
-            texts = [repr(value) for value in self.values]
-            if len(set(texts)) < len(texts):
-                twice = next(text for text in texts if texts.count(text) > 1)
-                raise ValueError(f"every value is listed once, got {twice} twice")
+            seen: set[Any] = set()
+            for value in self.values:
+                plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+                key = value if plain else repr(value)  # 1 and 1.0 are one value to a study
+                if key in seen:
+                    raise ValueError(f"every value is listed once, got {value} twice")
+                seen.add(key)
         if self.min is not None and self.max is not None:
             if max(abs(self.min), abs(self.max)) > 2**53:
                 raise ValueError("min and max must lie within 2^53, where numbers are exact")

@@ -98,6 +98,8 @@ def test_a_spelling_is_put_in_our_words_which_stay(raw: Any, ours: dict[str, Any
         (LOG | {"q": 1e-5}, "q is the step of uniform and int_uniform, got log_uniform_values"),
         ({"values": [1], "q": 1}, "q is the step of"),
         ({"values": [1, 2, 1]}, "every value is listed once, got 1 twice"),
+        ({"values": [1, 1.0]}, "every value is listed once, got 1.0 twice"),
+        ({"values": [[1], [1]]}, "every value is listed once"),
         ({"values": [1], "when": {"x": []}}, "at least 1 item"),
     ],
     ids=str,
