@@ -453,10 +453,10 @@ class Parameter(Frozen):
         if self.values is not None:
             if len(self.values) == 0:
                 raise ValueError("values needs at least one value")
-            seen: set[Any] = set()
+            seen: set[tuple[bool, Any]] = set()
             for value in self.values:
                 plain = isinstance(value, int | float | str) and not isinstance(value, bool)
-                key = value if plain else repr(value)  # 1 and 1.0 are one value to a study
+                key = (plain, value if plain else repr(value))  # 1 and 1.0 are one to a study
                 if key in seen:
                     raise ValueError(f"every value is listed once, got {value} twice")
                 seen.add(key)
