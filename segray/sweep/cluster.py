@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,9 +71,15 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     other's, hence a port of our own.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _check_reachable(address)
     os.environ["SEGRAY_CACHE"] = str(cache_root())  # trials run in other folders
-    token = {}
-    if not address and "ray" not in sys.modules:  # Ray reads these as it is imported
+    token: dict[str, str] = {}
+    if address:
+        known = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+        if "RAY_AUTH_TOKEN" in os.environ or known.is_file():
+            token["RAY_AUTH_MODE"] = "token"  # Ray asks for one where it starts a cluster
+    elif "ray" not in sys.modules:  # Ray reads these as it is imported
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     for name, value in (_QUIET | token).items():
         os.environ.setdefault(name, value)
@@ -100,7 +107,10 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if not address:
             raise
-        raise RequestError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from None
+        raise RequestError(
+            f"no Ray cluster at RAY_ADDRESS={address} lets us in: {error}. If it asks for a token, "
+            "put the cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from None
     # A trial's failure is told by its record; Tune and Train would print its traceback as well.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -145,6 +155,25 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
             "cpus_per_worker or gpus_per_worker"
         )
     return Plan(resources.workers, threads, gpu_share, min(fits, wanted, trials))
+
+
+def _check_reachable(address: str) -> None:
+    """Raises RequestError where nobody listens: Ray would try for many minutes."""
+    if address == "auto":  # the Ray of this machine, which Ray finds or not at once
+        return
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        raise RequestError(
+            f"RAY_ADDRESS={address}: expected host:port of a cluster's head, as in 10.0.0.5:6379, "
+            "or auto on one of its nodes"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise RequestError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}); start "
+            "one with `ray start --head`, or unset it for Ray on this machine"
+        ) from None
 
 
 def _free_port() -> int:

@@ -204,7 +204,7 @@ class RunFolder:
 
     def _sweep_yaml(self, config: SweepConfig) -> str:
         plain = config.model_dump(mode="json")
-        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
         versions = {name: version(name) for name in PACKAGES} | {
             "python": platform.python_version()
         }

@@ -1,0 +1,172 @@
+"""What is found, shown and tried before the first trial."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from segray.config import RequestError, load_sweep, trial_config
+from segray.sweep import preflight
+from segray.sweep.preflight import largest_corner
+from segray.sweep.runner import smoke
+from segray.train import probe
+
+HEAD = """
+import logging, sys, ray
+memory = int(sys.argv[1])
+context = ray.init(num_cpus=2, _memory=memory, log_to_driver=False, logging_level=logging.ERROR)
+print(context.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+QUIET = "tracking.wandb.mode=disabled"
+
+
+@contextlib.contextmanager
+def cluster(memory):
+    """A Ray of somebody else, with so much memory; yields its address."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD, str(memory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as head:
+        try:
+            yield head.stdout.readline().strip()
+        finally:
+            head.stdin.close()
+
+
+def test_memory_is_tried_on_a_worker_of_the_cluster_and_refused_with_the_arithmetic(
+    sweep_file, segray, tmp_path
+):
+    file = sweep_file(run_cap=2)
+    with cluster(600_000_000) as address:
+        asked = ["--address", address, QUIET]
+        run = segray("sweep", file, "resources.max_concurrent=2", *asked)
+        assert run.returncode == 2
+        assert "2 trials at once need" in run.stderr
+        assert "there are 600 MB of memory" in run.stderr
+        assert "Lower resources.max_concurrent to 1" in run.stderr
+        assert not (tmp_path / "runs").exists()
+        run = segray("sweep", file, "train.epochs=1", *asked)
+        assert run.returncode == 0, run.stderr
+        assert "1 at a time" in run.stdout
+    with cluster(100_000_000) as address:
+        run = segray("sweep", file, QUIET, "name=other", "--address", address)
+        assert run.returncode == 2
+        assert "there are 100 MB of memory" in run.stderr
+        assert "model.width=4" in run.stderr
+
+
+@pytest.mark.parametrize("batch", [4, 12])
+def test_memory_of_a_step_is_extrapolated_from_smaller_ones(tmp_path, sweep_file, batch):
+    """Each in a process of its own, since a process's peak never falls."""
+    code = """
+import sys, torch
+from segray.config import RequestError, load_sweep, trial_config
+from segray.train import probe
+probe.LONG_S = float(sys.argv[3])
+config = load_sweep(sys.argv[1], [f"train.batch_size={sys.argv[2]}"])
+trial = trial_config(config, {}, seed=0, workers=1, gpus_per_worker=0, threads=1)
+cost = probe.measure_step(trial, torch.device("cpu"), 10**12)
+print(cost.peak_bytes, cost.images)
+"""
+    file = sweep_file(
+        model={"name": "unet", "width": 16, "depth": 3},
+        data={"format": "scenes", "size": [128, 256], "train_images": 20, "test_images": 3},
+        parameters={},
+    )
+
+    def measured(limit):
+        command = [sys.executable, "-c", code, str(file), str(batch), str(limit)]
+        return map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
+
+    peak, images = measured(60)
+    assert images == batch
+    guess, images = measured(0)
+    assert images == 4
+    assert 0.8 < guess / peak < 1.25
+
+
+def test_a_step_that_cannot_fit_is_not_tried(sweep_file):
+    config = load_sweep(sweep_file(), ["train.batch_size=8"])
+    trial = trial_config(config, {}, seed=0, workers=1, gpus_per_worker=0, threads=1)
+    assert probe.measure_step(trial, torch.device("cpu"), 1).images == 4
+
+
+def test_the_largest_corner_is_what_needs_most_memory(sweep_file):
+    parameters = {
+        "model.width": {"values": [4, 16, 8]},
+        "train.batch_size": {"values": [2, 4]},
+        "train.crop": {"values": [[32, 32], None]},
+        "train.optimizer.lr": {"min": 0.1, "max": 0.2},
+    }
+    config = load_sweep(sweep_file(parameters=parameters))
+    corner = {"model.width": 16, "train.batch_size": 4, "train.crop": None}
+    assert largest_corner(config) == corner
+
+
+@pytest.mark.parametrize(
+    ("images", "parameters", "what"),
+    [(10**12, 1000, "8192000.0 GB for the image cache"), (10, 10**14, "GB for checkpoints")],
+)
+def test_a_disk_without_room_is_refused_with_the_arithmetic(
+    sweep_file, monkeypatch, tmp_path, images, parameters, what
+):
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "cache"))  # nothing is cached there
+    config = load_sweep(sweep_file())
+    with pytest.raises(RequestError, match=f"this sweep needs .*{what}.* are free there"):
+        preflight._check_disk(config, (images, 0, 0), parameters)
+
+
+def test_a_dry_run_shows_every_value_with_its_source_and_starts_nothing(
+    sweep_file, segray, tmp_path
+):
+    file = sweep_file(
+        early_terminate={"type": "asha", "min_iter": 1, "eta": 2}, final={"seeds": [0, 1]}
+    )
+    run = segray("sweep", file, "train.epochs=5", "--dry-run")
+    assert run.returncode == 0, run.stderr
+    lines = {line.split()[0]: " ".join(line.split()) for line in run.stdout.splitlines() if line}
+    assert lines["train.epochs"] == "train.epochs 5 override train.epochs=5"
+    assert lines["train.augment.flip"] == "train.augment.flip 0.0 default"
+    assert f"{file}:" in lines["train.batch_size"]
+    assert "log_uniform from 0.0001 to 0.1" in lines["train.optimizer.lr"]
+    assert "after epoch 1, 2, 4 the best 1/2 go on" in lines["trials"]
+    assert "15 in the search; then 2 final trainings" in lines["epochs"]
+    assert "here" in lines["places"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_names_the_environment(sweep_file, segray, monkeypatch, tmp_path):
+    monkeypatch.setenv("MY_RUNS", str(tmp_path / "mine"))
+    run = segray("sweep", sweep_file(storage="${MY_RUNS}"), "--dry-run")
+    assert "environment MY_RUNS" in run.stdout
+
+
+def test_a_smoke_test_runs_the_whole_file_small(sweep_file, segray, tmp_path, leaderboard):
+    file = sweep_file(
+        run_cap=50,
+        early_terminate={"type": "asha", "min_iter": 1, "eta": 2},
+        final={"seeds": [3, 4]},
+    )
+    run = segray("sweep", file, "--smoke-test", "train.epochs=300", QUIET)
+    assert run.returncode == 0, run.stderr
+    rows = leaderboard(tmp_path / "runs/tiny-smoke")
+    assert [row["epochs"] for row in rows.values()] == ["1", "1"]
+    assert "images 8 train" in run.stdout
+    assert [p.name for p in (tmp_path / "runs/tiny-smoke/final").iterdir()] == ["seed_3"]
+
+
+def test_a_smoke_test_searches_all_but_the_length(sweep_file):
+    parameters = {
+        "train.epochs": {"values": [2, 3]},
+        "train.optimizer.lr": {"min": 0.1, "max": 0.2},
+    }
+    points = [{"train.epochs": 2, "train.optimizer.lr": 0.1}]
+    small = smoke(load_sweep(sweep_file(parameters=parameters, start_points=points)))
+    assert list(small.parameters) == ["train.optimizer.lr"]
+    assert small.start_points == ({"train.optimizer.lr": 0.1},)
+    assert small.train.epochs == 1
