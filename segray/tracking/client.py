@@ -97,13 +97,16 @@ def ask_server() -> tuple[str, str]:
     Raises PermissionError where the server refuses the key, ConnectionError where it does not
     answer within ASK_SECONDS.
     """
-    import wandb
 
-    wandb.setup(settings())
+    def ask() -> tuple[str, str]:
+        import wandb
+
+        viewer = wandb.Api(timeout=ASK_SECONDS).viewer
+        return str(viewer.username), str(viewer.entity)
+
     server = base_url()
     try:
-        viewer = within(ASK_SECONDS + 1, lambda: wandb.Api(timeout=ASK_SECONDS).viewer)
-        return str(viewer.username), str(viewer.entity)
+        return within(ASK_SECONDS + 1, ask)
     except (Exception, SystemExit) as error:
         if _refused(error):
             raise PermissionError(

@@ -81,8 +81,9 @@ def _waiting(folder: Path, say: Callable[[str], None]) -> list[Path]:
     # Of one second: offline is what a run falls back to.
     for match, path in sorted(found, key=lambda f: (f[0]["started"], bool(f[0]["offline"]))):
         newest[match["id"]] = path
-    there = [path for path in newest.values() if _marker(path).exists()]
-    rest = [path for path in newest.values() if path not in there]
+    runs = [newest[run_id] for run_id in sorted(newest)]
+    there = [path for path in runs if _marker(path).exists()]
+    rest = [path for path in runs if path not in there]
     busy = [path for path in rest if _is_busy(path)]
     rest = [path for path in rest if path not in busy]
     empty = [path for path in rest if not _has_content(path)]
