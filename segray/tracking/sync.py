@@ -91,7 +91,7 @@ def _waiting(folder: Path, say: Callable[[str], None]) -> list[Path]:
     notes = [
         (there, "uploaded already"),
         (busy, "still being written, left for the next time"),
-        (empty, "killed before W&B had written anything (metrics.jsonl has what it did)"),
+        (empty, "killed before W&B had written anything to disk (metrics.jsonl is whole)"),
     ]
     told = [f"{_count(len(paths))} {note}" for paths, note in notes if paths]
     if not waiting:
@@ -188,16 +188,22 @@ def _wandb_sync(run: Path) -> Iterator[subprocess.Popen[str]]:
 def _wait(process: subprocess.Popen[str]) -> str:
     """What it printed; ConnectionError where the server no longer answers, or it takes too long."""
     end = time.monotonic() + RUN_SECONDS
+    unanswered = 0
     while True:
         try:
             return process.communicate(timeout=POLL_SECONDS)[0]
         except subprocess.TimeoutExpired:
-            try:
-                client.ask_server()
-            except PermissionError as error:
-                raise ConnectionError(str(error)) from None
             if time.monotonic() > end:
                 raise ConnectionError(f"not done within {RUN_SECONDS:g} s") from None
+        try:
+            client.ask_server()
+            unanswered = 0
+        except PermissionError as error:
+            raise ConnectionError(str(error)) from None
+        except ConnectionError:
+            unanswered += 1
+            if unanswered == 2:  # once may be a busy machine
+                raise
 
 
 def _is_busy(run: Path) -> bool:

@@ -98,6 +98,8 @@ class WandbTracker:
         except (Exception, SystemExit) as error:
             kept = f"what was not uploaded is kept in {self._folder / 'wandb'}"
             self._say(told(error), kept)
+        # The client's service writes the end of its log after finish() has returned, at its leisure.
+        tear_down()
         self._release()
 
     def _show(self, parts: Sequence[tuple[str, Callable[[wandb.Run], object]]]) -> None:

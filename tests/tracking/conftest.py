@@ -36,10 +36,6 @@ def wandb_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("segray.tracking.wandb_tracker._said", set())
-    monkeypatch.setattr("segray.tracking.client.INIT_SECONDS", 3.0)
-    monkeypatch.setattr("segray.tracking.client.FINISH_SECONDS", 3.0)
-    monkeypatch.setattr("segray.tracking.client.ASK_SECONDS", 2)
-    monkeypatch.setattr("segray.tracking.sync.POLL_SECONDS", 2.0)
     yield
     import wandb  # the client reads environment and settings once, until it is torn down
 
@@ -71,10 +67,25 @@ def online(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def killed(tmp_path: Path) -> Callable[..., None]:
-    """Tracks epochs in a process of its own, which is then killed."""
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short limits, for tests in which something hangs; a busy machine still starts a run."""
+    for name, seconds in {
+        "client.INIT_SECONDS": 6.0,
+        "client.FINISH_SECONDS": 4.0,
+        "client.ASK_SECONDS": 2,
+        "sync.POLL_SECONDS": 2.0,
+    }.items():
+        monkeypatch.setattr(f"segray.tracking.{name}", seconds)
 
-    def run(mode: str, epochs: int, *, run_id: str = "trial-7", after: float = 0.0) -> None:
+
+@pytest.fixture
+def killed(tmp_path: Path) -> Callable[..., None]:
+    """Tracks epochs in a process of its own, which is then killed: at once, or after the client
+    has sent (every second here) or written (every 15) what it was told.
+    """
+
+    def run(mode: str, epochs: int, *, at_once: bool, run_id: str = "trial-7") -> None:
+        wait = 0 if at_once else {"online": 4, "offline": 17}[mode]
         code = f"""
 import os, signal, time
 from pathlib import Path
@@ -83,10 +94,11 @@ tracker = start_tracker({mode!r}, **{IDENTITY!r}, run_id={run_id!r}, run_name="n
     config={{}}, folder=Path({str(tmp_path / "run")!r}))
 for epoch in range(1, {epochs} + 1):
     tracker.log({{"val/miou": epoch / 100}}, epoch=epoch)
-time.sleep({after})
+time.sleep({wait})
 os.kill(os.getpid(), signal.SIGKILL)
 """
-        done = subprocess.run([sys.executable, "-c", code])
+        environment = os.environ | {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment)
         assert done.returncode == -9
         time.sleep(1.0)  # the client names its folders by the second
 

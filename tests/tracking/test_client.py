@@ -41,7 +41,9 @@ def test_check(
     ("behaviour", "says"),
     [("denied", "refuses the key"), ("error", "did not answer"), ("stall", "did not answer")],
 )
-def test_check_finds_a_server_that_does_not_serve(behaviour: Any, says: str, online: Any) -> None:
+def test_check_finds_a_server_that_does_not_serve(
+    behaviour: Any, says: str, online: Any, impatient: None
+) -> None:
     online.behaviour = behaviour
     readiness = check("auto")
     assert readiness.mode == "offline"

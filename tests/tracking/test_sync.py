@@ -14,7 +14,6 @@ from segray.tracking import TrackedImage
 from segray.tracking.sync import sync_runs
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-BEGUN = 17.0  # seconds after which the client has sent, or written, what it was told
 Sync = Callable[[], list[str]]
 
 
@@ -87,33 +86,25 @@ def test_an_online_run_that_arrived_is_not_sent_again(track: Any, sync: Sync, on
     assert len(online.requests) == before
 
 
-@pytest.mark.parametrize("after", [0.0, BEGUN], ids=["at-once", "after-the-client-wrote-some"])
 def test_a_killed_offline_run_that_went_on_is_one_run(
-    after: float, killed: Any, track: Any, sync: Sync, online: Any
+    killed: Any, track: Any, sync: Sync, online: Any
 ) -> None:
-    killed("offline", 2, after=after)
+    killed("offline", 2, at_once=True)
+    assert "killed before W&B had written anything" in sync()[0]
     track("offline", 4)
     sync()
     assert len(online.runs["trial-7"].rows) == 4 + 1  # and the pictures
     assert_whole(online, 4)
 
 
-def test_a_run_that_began_online_and_went_on_offline_is_one_run(
-    killed: Any, track: Any, sync: Sync, online: Any
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_killed_run_whose_beginning_the_server_has_is_one_run(
+    mode: str, killed: Any, track: Any, sync: Sync, online: Any
 ) -> None:
-    killed("online", 2, after=BEGUN)
-    assert len(online.runs["trial-7"].rows) == 2
-    track("offline", 4)
-    sync()
-    assert_whole(online, 4)
-
-
-def test_a_killed_run_that_was_uploaded_and_went_on_is_one_run(
-    killed: Any, track: Any, sync: Sync, online: Any
-) -> None:
-    killed("offline", 2, after=BEGUN)
+    killed(mode, 2, at_once=False)
     sync()
     assert online.runs["trial-7"].curve("val/miou") == {1: 0.01, 2: 0.02}
+    assert "nothing to upload" in sync()[0]
     track("offline", 4)
     sync()
     assert_whole(online, 4)
@@ -121,7 +112,7 @@ def test_a_killed_run_that_was_uploaded_and_went_on_is_one_run(
 
 @pytest.mark.parametrize("trouble", ["error", "denied", "stall"])
 def test_what_a_failing_server_did_not_take_is_uploaded_later(
-    trouble: str, track: Any, sync: Sync, online: Any
+    trouble: str, track: Any, sync: Sync, online: Any, impatient: None
 ) -> None:
     online.behaviour_later = trouble
     track("online", 3)
@@ -132,7 +123,7 @@ def test_what_a_failing_server_did_not_take_is_uploaded_later(
 
 @pytest.mark.parametrize("trouble", ["error", "denied", "stall"])
 def test_a_server_lost_on_the_way_loses_nothing(
-    trouble: str, track: Any, sync: Sync, run: Path, online: Any
+    trouble: str, track: Any, sync: Sync, run: Path, online: Any, impatient: None
 ) -> None:
     track("offline", 2, "trial-1")
     track("offline", 3, "trial-2")
@@ -154,15 +145,6 @@ def test_a_run_still_being_written_is_left_alone(start: Any, sync: Sync, online:
     tracker.finish({})
     sync()
     assert online.runs["trial-7"].curve("val/miou") == {1: 0.5}
-
-
-@pytest.mark.parametrize(("after", "says"), [(0.0, "killed before W&B"), (BEGUN, "uploaded")])
-def test_a_run_that_was_killed_for_good_holds_nothing_up(
-    after: float, says: str, killed: Any, sync: Sync, online: Any
-) -> None:
-    killed("offline", 3, after=after)
-    assert says in sync()[-1]
-    assert len(online.history()) == (3 if after else 0)
 
 
 def test_a_log_cut_off_within_a_record_is_uploaded_up_to_there(
