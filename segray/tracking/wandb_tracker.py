@@ -98,7 +98,7 @@ class WandbTracker:
         except (Exception, SystemExit) as error:
             kept = f"what was not uploaded is kept in {self._folder / 'wandb'}"
             self._say(told(error), kept)
-        # The client's service writes the end of its log after finish() has returned, at its leisure.
+        # The client's service writes the end of its log some time after finish() has returned.
         tear_down()
         self._release()
 
