@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
+    field_validator,
     model_serializer,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
+
+from segray.config import require, spelling
 
 
 def _no_bool(value: Any) -> Any:
@@ -21,6 +30,25 @@ def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticKnownError("float_type")
     return value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _conditions(value: Any) -> Any:
+    return [value] if isinstance(value, str) else () if value is None else value
+
+
+def _condition(text: str) -> str:
+    require.parse(text)
+    return text
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if item is not None}
+    return {} if value is None else value
 
 
 Whole = Annotated[int, BeforeValidator(_no_bool)]
@@ -71,21 +99,42 @@ class Segformer(Frozen):
         return self
 
 
+CATEGORIES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
+MOST_CLASSES = 254  # a cached mask holds one byte a pixel; 254 and 255 are no classes
+
+
 class _Data(Frozen):
     size: Size
     """H, W that images are cached and evaluated at."""
+    split_seed: Seed = 0
+    """Which cities (official) or images (pooled) go where. Not moved by `seed`."""
+    ignore: Literal["void", "none"] = "void"
+    """void: pixels whose truth is void count nowhere. none: void is a class like any other."""
+    limit: Positive | None = None
+    """Use at most this many images of each split, the first ones; null: all."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The K classes in the order of a model's logits; void, where it is one, comes first."""
+        named = tuple(name for name in self._named() if name != "void")
+        has_void = self.ignore == "none" and "void" in self._named()
+        return ("void", *named) if has_void else named
+
+    def _named(self) -> tuple[str, ...]:
+        return ("void", *CATEGORIES)
+
+
+class _CityData(_Data):
+    """Cityscapes' 8 categories, in cities."""
+
     split: Literal["official", "pooled"] = "official"
     """official: some whole cities of train are val, Cityscapes' val is test.
     pooled: train + val shuffled into 85 / 7.5 / 7.5 %."""
-    split_seed: Seed = 0
-    """Which cities (official) or images (pooled) go where. Not moved by `seed`."""
     val_share: Annotated[Number, Field(gt=0, lt=1)] = 0.15
     """official: cities are held out until val has this share of train's images."""
-    ignore: Literal["void", "none"] = "void"
-    """void: pixels whose truth is void count nowhere (K=7). none: void is a class (K=8)."""
 
 
-class CityscapesData(_Data):
+class CityscapesData(_CityData):
     """leftImg8bit/ and gtFine/*_labelIds.png below `root`."""
 
     format: Literal["cityscapes"]
@@ -93,7 +142,7 @@ class CityscapesData(_Data):
     """The folder that holds leftImg8bit/ and gtFine/."""
 
 
-class ScenesData(_Data):
+class ScenesData(_CityData):
     """Generated street scenes: no download; written once as files in Cityscapes' layout."""
 
     format: Literal["scenes"]
@@ -115,6 +164,152 @@ class ScenesData(_Data):
     def _enough_images(self) -> Self:
         if self.train_images < self.cities or self.test_images < self.test_cities:
             raise ValueError("every city needs an image: raise train_images, test_images")
+        return self
+
+
+def _ids(value: Any) -> Any:
+    ids = value if isinstance(value, list | tuple) else [value]
+    if any(type(i) is not int or not 0 <= i <= 65535 for i in ids):
+        raise ValueError(f"expected a label id, 0 to 65535, or a list of them, got {value!r}")
+    return tuple(ids)
+
+
+def _colours(value: Any) -> Any:
+    several = isinstance(value, list | tuple) and all(isinstance(c, list | tuple) for c in value)
+    colours = value if several else [value]
+    for colour in colours:
+        channels = colour if isinstance(colour, list | tuple) else ()
+        if len(channels) != 3 or any(type(c) is not int or not 0 <= c <= 255 for c in channels):
+            raise ValueError(
+                f"expected [r, g, b], each 0 to 255, or a list of those, got {value!r}"
+            )
+    return tuple(tuple(colour) for colour in colours)
+
+
+def _class_name(value: Any) -> Any:
+    if not re.fullmatch(r"[^\W_][\w-]{0,63}", str(value)):
+        raise ValueError(f"expected a name of letters, digits, - and _, got {value!r}")
+    return value
+
+
+Rgb = tuple[int, int, int]
+
+
+class MaskClass(Frozen):
+    """What a class of your masks is written as, by id or by colour, and how it is drawn."""
+
+    ids: Annotated[
+        tuple[int, ...], BeforeValidator(_ids, json_schema_input_type=int | tuple[int, ...])
+    ] = ()
+    """The label ids that are this class: one or a list. 1-bit masks hold 0 and 1."""
+    color: Annotated[
+        tuple[Rgb, ...], BeforeValidator(_colours, json_schema_input_type=Rgb | tuple[Rgb, ...])
+    ] = ()
+    """[r, g, b], or several; the first is drawn. Where no class has ids, these are the masks'."""
+
+
+class Folders(Frozen):
+    """Where the images of one split are, and their masks."""
+
+    images: str
+    masks: str
+
+
+Part = Annotated[
+    Annotated[str, Tag("list")] | Annotated[Folders, Tag("folders")],
+    Discriminator(lambda value: "list" if isinstance(value, str) else "folders"),
+]
+
+
+class FoldersData(_Data):
+    """Your own images and masks: a mask has its image's stem, plus `mask_suffix`."""
+
+    format: Literal["folders"]
+    root: str
+    """The folder that all other paths are relative to."""
+    images: str | None = None
+    """The folder of images, searched with its subfolders."""
+    masks: str | None = None
+    """The folder of masks, searched with its subfolders."""
+    mask_suffix: str = ""
+    """What a mask's stem has after its image's: _L for 0001.png and 0001_L.png."""
+    classes: dict[Annotated[str, BeforeValidator(_class_name)], MaskClass]
+    """Each class and its ids or colours, in the order of the model's outputs. One named void
+    holds what `ignore` is about."""
+    split: Literal["pooled", "explicit"] = "pooled"
+    """pooled: all images shuffled into 85 / 7.5 / 7.5 %. explicit: by train, val and test."""
+    train: Part | None = None
+    """explicit: {images: ..., masks: ...}, or the path of a text list with a line an image: its
+    stem, its path below `images`, or SegNet's "image-path mask-path"."""
+    val: Part | None = None
+    """explicit: as train."""
+    test: Part | None = None
+    """explicit: as train."""
+
+    @property
+    def parts(self) -> dict[str, str | Folders]:
+        """The splits that an explicit section names, and where each is."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
+
+    @property
+    def by_colour(self) -> bool:
+        """Whether masks are RGB; otherwise they hold ids."""
+        return not any(masked.ids for masked in self.classes.values())
+
+    def _named(self) -> tuple[str, ...]:
+        return tuple(self.classes)
+
+    @field_validator("classes")
+    @classmethod
+    def _tell_classes_apart(cls, classes: dict[str, MaskClass]) -> dict[str, MaskClass]:
+        wrong = []
+        count = len(classes) - ("void" in classes)
+        if not 2 <= count <= MOST_CLASSES - ("void" in classes):
+            wrong.append(f"expected 2 to {MOST_CLASSES - 1} classes beside void, got {count}")
+        by_id = any(masked.ids for masked in classes.values())
+        key = "ids" if by_id else "color"
+        lacking = [name for name, masked in classes.items() if not getattr(masked, key)]
+        if lacking and by_id:
+            wrong.append(f"either all classes have ids or none has; {', '.join(lacking)} has none")
+        elif lacking:
+            wrong.append(f"{', '.join(lacking)} has neither ids nor color: which pixels are it?")
+        seen: dict[object, str] = {}
+        for name, masked in classes.items():
+            for one in getattr(masked, key):
+                if one in seen:
+                    what = f"id {one}" if by_id else f"color {list(one)}"
+                    wrong.append(f"{what} is in both {seen[one]} and {name}: leave it in one")
+                seen[one] = name
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return classes
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> Self:
+        parts = self.parts
+        if self.split == "pooled" and parts:
+            raise ValueError(
+                f"{' and '.join(parts)} stand beside split: pooled; set split: explicit, or give "
+                "images and masks instead"
+            )
+        if self.split == "explicit" and len(parts) < 3:
+            lacking = [name for name in ("train", "val", "test") if name not in parts]
+            raise ValueError(f"split: explicit needs train, val and test; got no {lacking[0]}")
+        listed = any(isinstance(part, str) for part in parts.values())
+        if parts and not listed and (self.images or self.masks):
+            raise ValueError("train, val and test name their own folders: remove images and masks")
+        if (self.split == "pooled" or listed) and not (self.images and self.masks):
+            what = "a list" if listed else "split: pooled"
+            raise ValueError(f"{what} needs both images and masks, the folders to look in")
+        pairs = [part for part in parts.values() if isinstance(part, Folders)]
+        same = [part.images for part in pairs if part.images == part.masks]
+        if self.images is not None and self.images == self.masks and not listed:
+            same.append(self.images)
+        if same and not self.mask_suffix:
+            raise ValueError(
+                f"images and masks are both in {same[0]}: give mask_suffix, to tell them apart"
+            )
         return self
 
 
@@ -207,37 +402,42 @@ class Metric(Frozen):
     """What the sweep optimizes."""
 
     name: str = "val/miou"
-    """val/miou, val/dice, val/accuracy, val/loss or val/iou/<category>; where void is a class, also
-    val/miou_without_void and val/iou/void."""
+    """val/miou, val/dice, val/accuracy, val/loss or val/iou/<class>; where void is a class, also
+    val/miou_without_void."""
     goal: Literal["maximize", "minimize"] = "maximize"
     cost_per_epoch: Annotated[Number, Field(ge=0)] = 0.0
     """What an epoch costs in the metric's unit, so that a long patience has a price."""
 
 
 class Parameter(Frozen):
-    """The values a searched key may take, in the words of a W&B sweep."""
+    """The values a searched key may take, in the words of a W&B sweep.
+
+    Ray's are taken too, as text (loguniform(1e-5, 1e-2)) or as a mapping; a list means its items.
+    """
 
     distribution: (
         Literal["categorical", "constant", "uniform", "int_uniform", "log_uniform_values"] | None
     ) = None
+    """Follows from the other keys where it is left out; min and max that are both whole mean
+    int_uniform."""
     values: tuple[Any, ...] | None = None
+    """The choices."""
     value: Any = None
+    """The only value."""
     min: Whole | Number | None = None
+    """The smallest value."""
     max: Whole | Number | None = None
+    """The largest value, which can be drawn too."""
+    q: Whole | Number | None = None
+    """The step: min, min + q, ... max. With uniform and int_uniform."""
+    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]] = {}
+    """Other searched keys and the value, or list of values, that each must have been given for
+    this key to be searched; else it keeps the file's own value."""
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_distribution(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("distribution") is not None:
-            return raw
-        if "values" in raw:
-            kind = "categorical"
-        elif "value" in raw:
-            kind = "constant"
-        else:
-            both_int = all(type(raw.get(end)) is int for end in ("min", "max"))
-            kind = "int_uniform" if both_int else "uniform"
-        return {**raw, "distribution": kind}
+    def _in_our_words(cls, raw: Any) -> Any:
+        return spelling.ours(raw)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -250,8 +450,13 @@ class Parameter(Frozen):
                 f"a {self.distribution} parameter needs {' and '.join(needs)}, "
                 f"got {' and '.join(given) or 'none of values, value, min, max'}"
             )
-        if self.values is not None and len(self.values) == 0:
-            raise ValueError("values needs at least one value")
+        if self.values is not None:
+            if len(self.values) == 0:
+                raise ValueError("values needs at least one value")
+            texts = [repr(value) for value in self.values]
+            if len(set(texts)) < len(texts):
+                twice = next(text for text in texts if texts.count(text) > 1)
+                raise ValueError(f"every value is listed once, got {twice} twice")
         if self.min is not None and self.max is not None:
             if max(abs(self.min), abs(self.max)) > 2**53:
                 raise ValueError("min and max must lie within 2^53, where numbers are exact")
@@ -261,11 +466,58 @@ class Parameter(Frozen):
                 raise ValueError(f"a logarithmic range must start above 0, got min={self.min}")
             if self.distribution == "int_uniform" and (self.min % 1 or self.max % 1):
                 raise ValueError(f"int_uniform needs whole numbers, got {self.min} and {self.max}")
+        if self.q is not None:
+            self._check_step(self.q)
         return self
+
+    def _check_step(self, q: float) -> None:
+        if self.min is None or self.max is None or self.distribution == "log_uniform_values":
+            raise ValueError(f"q is the step of uniform and int_uniform, got {self.distribution}")
+        if q <= 0 or (self.distribution == "int_uniform" and q % 1):
+            kind = "a whole number above 0" if self.distribution == "int_uniform" else "above 0"
+            raise ValueError(f"the step q must be {kind}, got {q}")
+        if self.max - self.min > 10**9 * q:
+            raise ValueError(
+                f"expected at most 10^9 steps, got q={q} from {self.min} to {self.max}"
+            )
+        if (_exact(self.max) - _exact(self.min)) % _exact(q):
+            raise ValueError(f"whole steps of q={q} from min={self.min} miss max={self.max}")
 
     @model_serializer(mode="wrap")
     def _only_what_was_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
+
+    @property
+    def step(self) -> float | None:
+        """The distance between two values of a range; None: it is continuous, or no range."""
+        return 1 if self.distribution == "int_uniform" and self.q is None else self.q
+
+    @property
+    def count(self) -> int | None:
+        """How many values there are; None: a continuous range."""
+        if self.values is not None:
+            return len(self.values)
+        if self.min is None or self.max is None:
+            return 1
+        if self.step is None:
+            return None
+        return int((_exact(self.max) - _exact(self.min)) / _exact(self.step)) + 1
+
+    def choices(self) -> Iterator[Any]:
+        """Every value, in its order; none for a continuous range."""
+        if self.values is not None:
+            yield from self.values
+        elif self.min is None:
+            yield self.value
+        else:
+            yield from (self.nth(position) for position in range(self.count or 0))
+
+    def nth(self, position: int) -> Any:
+        """Value number `position`, from 0, of a range with steps."""
+        assert self.min is not None
+        assert self.step is not None
+        value = _exact(self.min) + position * _exact(self.step)
+        return int(value) if self.distribution == "int_uniform" else float(value)
 
     def probes(self) -> tuple[Any, ...]:
         """Values to try against the schema: every choice, or both ends and a point between."""
@@ -273,8 +525,8 @@ class Parameter(Frozen):
             return self.values
         if self.min is None or self.max is None:
             return (self.value,)
-        if self.distribution == "int_uniform":
-            return (self.min, self.max, self.min + 1)
+        if self.step is not None:
+            return (self.min, self.max, self.nth(1))
         between = self.min + 0.3819660113 * (self.max - self.min)  # never a whole number by chance
         return (self.min, self.max, between)
 
@@ -287,7 +539,12 @@ class Parameter(Frozen):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not self.min <= value <= self.max:
             return False
-        return self.distribution != "int_uniform" or value % 1 == 0
+        return self.step is None or (_exact(value) - _exact(self.min)) % _exact(self.step) == 0
+
+
+def _exact(number: float) -> Decimal:
+    """The number as it is written: three steps of 0.1 are 0.3."""
+    return Decimal(str(number))
 
 
 class Asha(Frozen):
@@ -354,7 +611,7 @@ class Tracking(Frozen):
 
 
 Model = Annotated[UNet | Segformer, Field(discriminator="name")]
-Data = Annotated[CityscapesData | ScenesData, Field(discriminator="format")]
+Data = Annotated[CityscapesData | FoldersData | ScenesData, Field(discriminator="format")]
 
 
 class TrialConfig(Frozen):
@@ -382,15 +639,22 @@ class SweepConfig(Frozen):
     data: Data
     train: Train = Train()
     metric: Metric = Metric()
-    method: Literal["tpe", "random"] = "tpe"
+    method: Literal["tpe", "random", "grid"] = "tpe"
+    """Who chooses the values: Optuna's TPE, chance, or every combination in turn, in the file's
+    order, the last key fastest."""
     seed: Seed = 0
-    parameters: dict[str, Parameter] = {}
-    """What is searched: the dotted path of any key of model or train -> its values."""
+    parameters: Annotated[dict[str, Parameter], BeforeValidator(_without_null)] = {}
+    """What is searched: the dotted path of any key of model or train -> its values. null takes out
+    what the base of the file searches."""
     start_points: tuple[dict[str, Any], ...] = ()
     """Assignments to try first; parameters they leave out are drawn."""
+    require: Annotated[
+        tuple[Annotated[str, AfterValidator(_condition)], ...], BeforeValidator(_conditions)
+    ] = ()
+    """Conditions that every trial meets, such as train.early_stop.patience < train.epochs."""
     early_terminate: Asha | None = None
-    run_cap: Positive = 20
-    """Trials in the sweep."""
+    run_cap: Positive | None = None
+    """Trials in the sweep; null: 20, or with method grid every combination."""
     budget: Budget = Budget()
     resources: Resources = Resources()
     final: Final | None = None

@@ -20,15 +20,13 @@ import numpy as np
 import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from segray.config import RequestError
-from segray.data.cityscapes import Sample
+from segray.config import Data, RequestError
 from segray.data.labels import label_table
+from segray.data.pairs import PairReader
+from segray.data.samples import BadPair, Sample
 
-FORMAT = 1
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+FORMAT = 2
 
 
 def cache_root() -> Path:
@@ -42,43 +40,48 @@ def cores() -> int:
 
 
 def open_cache(
-    samples: Sequence[Sample], *, size: tuple[int, int], ignore: str, progress: Progress | None
+    samples: Sequence[Sample], data: Data, progress: Callable[[int, int], None] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images (N, H, W, 3) and masks of class indices (N, H, W), mapped; built if need be.
 
-    Raises RequestError for an image or mask that cannot be read, a mask of another size than its
-    image, a label id that Cityscapes does not know, or a disk without room.
+    `progress` is called with (done, total) images. Raises BadPair for a pair that cannot be used
+    (see `PairReader.read`), RequestError for a disk without room.
     """
-    folder = cache_root() / f"images-{_digest(samples, size, ignore)}"
+    folder = cache_folder(samples, data)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():  # another process may have built it meanwhile
-                _build(folder, samples, size, ignore, progress)
+                _build(folder, samples, data, progress)
     # "c" lets torch wrap the arrays without a warning; nobody writes to them.
     images = np.load(folder / "images.npy", mmap_mode="c")
     masks = np.load(folder / "masks.npy", mmap_mode="c")
     return images, masks
 
 
-def _digest(samples: Sequence[Sample], size: tuple[int, int], ignore: str) -> str:
+def cache_folder(samples: Sequence[Sample], data: Data) -> Path:
+    """Where these samples stand, or will stand, decoded."""
+    return cache_root() / f"images-{_digest(samples, data)}"
+
+
+def _digest(samples: Sequence[Sample], data: Data) -> str:
     files = []
     for sample in samples:
         for path in (sample.image, sample.mask):
             stat = path.stat()
             files.append((str(path), stat.st_size, stat.st_mtime_ns))
-    table, _ = label_table(ignore)
-    facts = json.dumps([FORMAT, list(size), table.tolist(), files])
+    table = hashlib.sha256(label_table(data).tobytes()).hexdigest()
+    facts = json.dumps([FORMAT, list(data.size), table, files])
     return hashlib.sha256(facts.encode()).hexdigest()[:20]
 
 
 def _build(
     folder: Path,
     samples: Sequence[Sample],
-    size: tuple[int, int],
-    ignore: str,
-    progress: Progress | None,
+    data: Data,
+    progress: Callable[[int, int], None] | None,
 ) -> None:
+    size = data.size
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed build: we hold the lock
     need = len(samples) * size[0] * size[1] * 4
@@ -93,18 +96,15 @@ def _build(
     shape = (len(samples), *size)
     images = _allocate(temporary / "images.npy", (*shape, 3))
     masks = _allocate(temporary / "masks.npy", shape)
-    table, known = label_table(ignore)
+    reader = PairReader(data)
 
     def fill(position: int) -> None:
-        image, label_ids = _read_pair(samples[position], size)
-        if not known[label_ids].all():
-            unknown = sorted(set(np.unique(label_ids).tolist()) - set(np.flatnonzero(known)))
-            raise RequestError(
-                f"{samples[position].mask}: unknown label ids {unknown}; expected Cityscapes' "
-                "labelIds, 0 to 33 (255 for a licence plate)"
-            )
-        images[position] = image
-        masks[position] = table[label_ids]
+        pair = reader.read(samples[position])
+        if pair.unknown:
+            labels = sorted(pair.unknown)
+            pixels = sum(pair.unknown.values())
+            raise BadPair(reader.unknown(labels, pixels, samples[position].mask))
+        images[position], masks[position] = pair.image, pair.mask
 
     # Threads are enough: Pillow decodes and resizes without the interpreter's lock.
     with ThreadPoolExecutor(cores()) as pool:
@@ -130,27 +130,3 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return array
-
-
-def _read_pair(
-    sample: Sample, size: tuple[int, int]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Image (H, W, 3) and label ids (H, W) at `size`."""
-    target = (size[1], size[0])
-    try:
-        with Image.open(sample.image) as image, Image.open(sample.mask) as mask:
-            if mask.size != image.size:
-                raise RequestError(
-                    f"{sample.mask}: {mask.size[0]}x{mask.size[1]} pixels, but its image has "
-                    f"{image.size[0]}x{image.size[1]}"
-                )
-            if mask.mode not in ("L", "P"):
-                raise RequestError(
-                    f"{sample.mask}: expected one 8-bit label id a pixel, got Pillow mode "
-                    f"{mask.mode}"
-                )
-            pixels = image.convert("RGB").resize(target, Image.Resampling.BILINEAR)
-            label_ids = mask.resize(target, Image.Resampling.NEAREST)
-    except (UnidentifiedImageError, OSError) as error:
-        raise RequestError(f"cannot read {sample.image} or its mask: {error}") from None
-    return np.asarray(pixels), np.asarray(label_ids)

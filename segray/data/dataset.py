@@ -15,10 +15,10 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segray.config import CityscapesData, RequestError, ScenesData
-from segray.data.cache import Progress, cache_root, open_cache
-from segray.data.cityscapes import Sample, Splits, find_samples, split_samples
-from segray.data.labels import class_names
+from segray.config import Data, FoldersData, RequestError, ScenesData
+from segray.data import cityscapes, folders
+from segray.data.cache import cache_folder, cache_root, open_cache
+from segray.data.samples import Finding, Progress, Sample, Splits, refuse
 from segray.data.scenes import write_scenes
 
 
@@ -45,49 +45,97 @@ class Dataset:
         return counts[: len(self.classes)]
 
 
-_opened: dict[CityscapesData | ScenesData, Dataset] = {}
+_opened: dict[str, Dataset] = {}
 
 
-def open_dataset(
-    data: CityscapesData | ScenesData, progress: Callable[[str, int, int], None] | None = None
-) -> Dataset:
+def open_dataset(data: Data, progress: Progress | None = None) -> Dataset:
     """The images of a data section; generates, decodes and caches them where that is not done.
 
-    `progress` is called with what is being done, how many images of it are, and of how many.
-
     A process that opens the same section again gets the same object. Raises RequestError (see
-    `find_samples`, `split_samples`, `open_cache`).
+    `read_splits`, `open_cache`).
     """
-    if data in _opened:
-        return _opened[data]
+    key = data.model_dump_json()  # not `data`: equal sections may list classes in another order
+    if key in _opened:
+        return _opened[key]
     samples, splits = read_splits(data, progress)
     caching = partial(progress, "images cached") if progress else None
-    images, masks = open_cache(samples, size=data.size, ignore=data.ignore, progress=caching)
-    _opened[data] = Dataset(
+    images, masks = open_cache(samples, data, caching)
+    _opened[key] = Dataset(
         ids=tuple(sample.id for sample in samples),
         cities=tuple(sample.city for sample in samples),
         splits=splits,
-        classes=class_names(data.ignore),
+        classes=data.class_names,
         images=images,
         masks=masks,
     )
-    return _opened[data]
+    return _opened[key]
 
 
-def read_splits(
-    data: CityscapesData | ScenesData, progress: Callable[[str, int, int], None] | None = None
-) -> tuple[list[Sample], Splits]:
-    """The files of a data section and their splits; no image is decoded, so this takes seconds."""
-    drawing = partial(progress, "scenes drawn") if progress else None
-    root = _write_scenes(data, drawing) if isinstance(data, ScenesData) else Path(data.root)
-    samples = find_samples(root)
-    splits = split_samples(
-        samples, split=data.split, val_share=data.val_share, seed=data.split_seed
-    )
+def is_cached(data: Data) -> bool:
+    """Whether `open_dataset` would find the images decoded."""
+    samples, _ = read_splits(data)
+    return cache_folder(samples, data).is_dir()
+
+
+def read_splits(data: Data, progress: Progress | None = None) -> tuple[list[Sample], Splits]:
+    """The files of a data section and their splits; no image is decoded, so this takes seconds.
+
+    Raises RequestError for images without masks, splits that overlap or are empty, MissingInput
+    where there are no images at all.
+    """
+    samples, splits, findings = find_pairs(data, progress)
+    refuse(findings)
     return samples, splits
 
 
-def _write_scenes(data: ScenesData, progress: Progress | None) -> Path:
+def find_pairs(
+    data: Data, progress: Progress | None = None
+) -> tuple[list[Sample], Splits, list[Finding]]:
+    """As `read_splits`, but what is wrong with the files comes as findings.
+
+    Raises MissingInput where there are no images at all.
+    """
+    if isinstance(data, FoldersData):
+        samples, findings = folders.find_samples(data)
+        splits = folders.split_samples(samples, split=data.split, seed=data.split_seed)
+    else:
+        drawing = partial(progress, "scenes drawn") if progress else None
+        root = _write_scenes(data, drawing) if isinstance(data, ScenesData) else Path(data.root)
+        samples, findings = cityscapes.find_samples(root)
+        splits = cityscapes.split_samples(
+            samples, split=data.split, val_share=data.val_share, seed=data.split_seed
+        )
+    empty = [name for name, positions in splits.named().items() if not positions]
+    if empty and (samples or not findings):
+        cities = len({sample.city for sample in samples})
+        found = f"{len(samples)} images" + f" in {cities} cities" * (data.split == "official")
+        message = (
+            f"data.split: {data.split} leaves no image for {' and '.join(empty)}, of {found}; "
+            f"{_NEEDS[data.split]}"
+        )
+        findings = [*findings, Finding("empty splits", message)]
+    return *_first_of_each(samples, splits, data.limit), findings
+
+
+_NEEDS = {
+    "official": "official needs two cities in train and one in val",
+    "pooled": "pooled needs 7 images",
+    "explicit": "explicit needs an image in each",
+}
+
+
+def _first_of_each(
+    samples: list[Sample], splits: Splits, limit: int | None
+) -> tuple[list[Sample], Splits]:
+    """The first `limit` samples of each split, and where they then stand."""
+    kept = [positions[:limit] for positions in splits.named().values()]
+    order = sorted(position for positions in kept for position in positions)
+    place = {position: new for new, position in enumerate(order)}
+    train, val, test = (tuple(place[position] for position in positions) for positions in kept)
+    return [samples[position] for position in order], Splits(train, val, test)
+
+
+def _write_scenes(data: ScenesData, progress: Callable[[int, int], None] | None) -> Path:
     facts = data.model_dump(
         include={"train_images", "test_images", "cities", "test_cities", "seed"}
     )

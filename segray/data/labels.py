@@ -1,19 +1,24 @@
-"""Cityscapes' label ids -> 8 categories -> the class indices that a model is trained on.
+"""What masks hold -> the class indices that a model is trained on.
 
-The ids and their categories are those of cityscapesScripts (helpers/labels.py). Going through the
+Masks of your own hold ids or colours, and the sweep file says which are what. Cityscapes' label
+ids become 8 categories, both those of cityscapesScripts (helpers/labels.py). Going through the
 category, not through the 19 training ids, keeps parking, rail track, guard rail, bridge, tunnel,
 pole group, caravan and trailer, which the training ids drop.
 """
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 from numpy.typing import NDArray
 
-from segray.config import CATEGORIES
+from segray.config import Data, FoldersData
 
 IGNORE = 255
 """In a mask: this pixel counts nowhere."""
+UNKNOWN = 254
+"""In a table: no class has this label."""
 
 # fmt: off
 _CATEGORY_OF_ID = {
@@ -34,26 +39,36 @@ _COLOURS = {  # cityscapesScripts' colour of the category's most common label
 # fmt: on
 
 
-def class_names(ignore: str) -> tuple[str, ...]:
-    """The classes in the order of a model's logits: 7 categories, or void and the 7."""
-    return CATEGORIES if ignore == "void" else ("void", *CATEGORIES)
+def class_colours(data: Data) -> NDArray[np.uint8]:
+    """(K, 3) RGB, to draw masks with: those of the sweep file, of Cityscapes, or of ours."""
+    if isinstance(data, FoldersData):
+        given = {name: masked.color[0] for name, masked in data.classes.items() if masked.color}
+    else:
+        given = _COLOURS
+    # Hues a golden section apart: neighbours differ, however many there are.
+    ours = [
+        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(0.618034 * k % 1, 0.65, 0.9))
+        for k in range(len(data.class_names))
+    ]
+    if data.class_names[0] == "void":
+        ours[0] = (0, 0, 0)
+    colours = [given.get(name, ours[k]) for k, name in enumerate(data.class_names)]
+    return np.array(colours, dtype=np.uint8)
 
 
-def class_colours(names: tuple[str, ...]) -> NDArray[np.uint8]:
-    """(K, 3) RGB, to draw masks with."""
-    return np.array([_COLOURS[name] for name in names], dtype=np.uint8)
+def label_table(data: Data) -> NDArray[np.uint8]:
+    """What a mask's label is: class index, IGNORE (void, where it is no class) or UNKNOWN.
 
-
-def label_table(ignore: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """(256,) class index of each label id of an 8-bit mask, and (256,) which ids are known.
-
-    Void becomes IGNORE (`ignore` = void) or class 0 (none).
+    (65536,) by label id, or (2^24,) by 65536 r + 256 g + b where masks are by colour.
     """
-    names = class_names(ignore)
-    table = np.full(256, IGNORE, dtype=np.uint8)
-    known = np.zeros(256, dtype=np.bool_)
-    for label_id, category in _CATEGORY_OF_ID.items():
-        known[label_id % 256] = True
-        if category in names:
-            table[label_id % 256] = names.index(category)
-    return table, known
+    by_colour = isinstance(data, FoldersData) and data.by_colour
+    table = np.full(2**24 if by_colour else 2**16, UNKNOWN, dtype=np.uint8)
+    index = {name: k for k, name in enumerate(data.class_names)}
+    if not isinstance(data, FoldersData):
+        for label_id, category in _CATEGORY_OF_ID.items():
+            table[label_id % 256] = index.get(category, IGNORE)
+        return table
+    for name, masked in data.classes.items():
+        labels = [65536 * r + 256 * g + b for r, g, b in masked.color] if by_colour else masked.ids
+        table[list(labels)] = index.get(name, IGNORE)
+    return table

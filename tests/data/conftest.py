@@ -1,4 +1,4 @@
-"""Small trees in Cityscapes' layout, and a cache folder that no other test sees."""
+"""Small sets of images in each layout, and a cache folder that no other test sees."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segray.config import FoldersData
 from segray.data import dataset
 
 Tree = Callable[..., Path]
+Own = Callable[..., FoldersData]
+CLASSES = {"sky": {"ids": 0}, "road": {"ids": [3, 17]}, "void": {"ids": 255}}
 
 
 @pytest.fixture(autouse=True)
@@ -40,5 +43,26 @@ def tree(tmp_path: Path) -> Tree:
                     Image.fromarray(image).save(image_folder / f"{stem}_leftImg8bit.png")
                     Image.fromarray(mask).save(mask_folder / f"{stem}_gtFine_labelIds.png")
         return root
+
+    return make
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Own:
+    """own(8, split=...) -> a section over images/00.png and masks/00.png to 07, of 48x32 pixels."""
+    rng = np.random.default_rng(0)
+
+    def make(count: int = 8, folder: str = "", **section) -> FoldersData:
+        root = tmp_path / "own"
+        for number in range(count):
+            image = rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+            mask = rng.choice(np.array([0, 3, 17, 255], dtype=np.uint8), (32, 48))
+            for kind, pixels in (("images", image), ("masks", mask)):
+                (root / folder / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(root / folder / kind / f"{folder}{number:02}.png")
+        raw = {"format": "folders", "root": str(root), "size": [32, 48], "classes": CLASSES}
+        if section.get("split") != "explicit":
+            raw |= {"images": "images", "masks": "masks"}
+        return FoldersData.model_validate(raw | section)
 
     return make

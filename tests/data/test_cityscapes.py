@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segray.config import RequestError
+from segray.config import CityscapesData, RequestError
 from segray.config.errors import MissingInput
-from segray.data.cityscapes import Sample, find_samples, split_samples
+from segray.data import read_splits
+from segray.data.cityscapes import find_samples, split_samples
+from segray.data.samples import Sample
 
 
 def samples_of(train: dict[str, int], val: dict[str, int]) -> list[Sample]:
@@ -24,7 +26,9 @@ def test_images_are_found_with_their_masks_sorted_by_part_and_id(tree) -> None:
     root = tree({"val": {"bonn": 1}, "train": {"zurich": 1, "aachen": 2}})
     (root / "leftImg8bit" / "test" / "berlin").mkdir(parents=True)
     (root / "leftImg8bit" / "test" / "berlin" / "berlin_0_0_leftImg8bit.png").touch()
-    samples = find_samples(root)
+    (root / "leftImg8bit" / "val" / "bonn" / "._bonn_0_leftImg8bit.png").touch()
+    samples, findings = find_samples(root)
+    assert findings == []
     assert [(s.part, s.city, s.id) for s in samples] == [
         ("train", "aachen", "aachen_000000_000000"),
         ("train", "aachen", "aachen_000000_000001"),
@@ -37,15 +41,15 @@ def test_images_are_found_with_their_masks_sorted_by_part_and_id(tree) -> None:
         assert sample.mask.is_file()
 
 
-def test_missing_masks_are_counted_and_the_first_is_named(tree) -> None:
+def test_missing_masks_are_named_and_their_images_left_out(tree) -> None:
     root = tree({"train": {"aachen": 3}})
     masks = sorted(root.rglob("*_labelIds.png"))
     masks[1].unlink()
     masks[2].unlink()
-    with pytest.raises(RequestError, match="2 of 3 images have no mask") as caught:
-        find_samples(root)
-    assert str(masks[1]) in str(caught.value)
-    assert "gtFine_trainvaltest.zip" in str(caught.value)
+    samples, findings = find_samples(root)
+    assert [sample.mask for sample in samples] == masks[:1]
+    assert [finding.kind for finding in findings] == ["images without a mask"] * 2
+    assert f"expected {masks[1]}, from gtFine_trainvaltest.zip" in findings[0].message
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no root", "empty root"])
@@ -99,15 +103,18 @@ def test_pooled_has_the_sizes_of_the_original_study() -> None:
     ("train", "val", "split", "message"),
     [
         ({"a": 5}, {"b": 1}, "official", "no image for val, of 6 images in 2 cities"),
-        ({}, {"b": 4}, "official", "no image for train, of 4 images in 1 cities"),
+        ({}, {"b": 4}, "official", "no image for train and val, of 4 images in 1 cities"),
         ({"a": 5, "b": 2}, {}, "official", "no image for test, of 7 images in 2 cities"),
-        ({"a": 6}, {}, "pooled", "no image for val, of 6 images in 1 cities"),
+        ({"a": 6}, {}, "pooled", "no image for val and test, of 6 images; "),
     ],
 )
-def test_an_empty_split_is_refused_with_numbers(train, val, split: str, message: str) -> None:
+def test_an_empty_split_is_refused_with_numbers(tree, train, val, split: str, message: str) -> None:
+    root = tree({"train": train, "val": val})
+    data = CityscapesData(format="cityscapes", root=str(root), size=(32, 32), split=split)
     with pytest.raises(RequestError, match=message) as caught:
-        split_samples(samples_of(train, val), split=split, val_share=0.2, seed=0)
-    assert "official needs two cities in train and one in val" in str(caught.value)
+        read_splits(data)
+    needs = {"official": "two cities in train and one in val", "pooled": "7 images"}
+    assert f"{split} needs {needs[split]}" in str(caught.value)
 
 
 def test_seven_images_are_enough_to_pool() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from segray.config import Augment
 from segray.data import Dataset, TrainLoader, eval_batches
-from segray.data.cityscapes import Splits
+from segray.data.samples import Splits
 
 FULL = Augment(
     scale=(0.5, 2.0), flip=0.5, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, blur=0.5

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
-from segray.config import CATEGORIES
+from segray.config import CATEGORIES, ScenesData
 from segray.data.labels import IGNORE, label_table
 from segray.train.metrics import count_pixels, scores
 
@@ -71,7 +71,7 @@ def random_pairs(seed: int, ids: list[int], number: int = 3):
 
 def ours(truths, preds, ignore: str) -> np.ndarray:
     """(N, K + 1, K) of images of label ids."""
-    table, _ = label_table(ignore)
+    table = label_table(ScenesData(format="scenes", ignore=ignore))
     classes = len(CATEGORIES) + (ignore == "none")
     pairs = zip(truths, preds, strict=True)
     return np.concatenate([count(table[t][None], table[p][None], classes) for t, p in pairs])
