@@ -61,6 +61,7 @@ def test_every_tracker_is_silent_and_forgiving(
     for run_id in ("trial-1", "trial-2"):
         tracker = start(mode, run_id)
         train(tracker, failed=failed)
+        assert tracker.warning is None
         tracker.log({"val/miou": 0.1}, epoch=4)  # after the end: nothing happens
         tracker.finish({})
     left_open = start(mode, "trial-3")
