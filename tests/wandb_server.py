@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+Behaviour = Literal["ok", "error", "denied", "stall"]
 ENTITY = {"id": "1", "name": "me"}
 
 
@@ -38,10 +39,14 @@ class Run:
 
 
 class StandIn:
-    """`behaviour` may change while it runs: ok, error (status 500), denied (401) or stall."""
+    """`behaviour` may change while it runs: ok, error (status 500), denied (401) or stall.
+
+    It becomes `behaviour_later` once a run was opened.
+    """
 
     def __init__(self) -> None:
-        self.behaviour: Literal["ok", "error", "denied", "stall"] = "ok"
+        self.behaviour: Behaviour = "ok"
+        self.behaviour_later: Behaviour | None = None
         self.requests: list[tuple[str, str, bytes]] = []  # method, path, body
         self.runs: dict[str, Run] = {}
         self.released = threading.Event()
@@ -54,7 +59,7 @@ class StandIn:
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
                 if standin.behaviour == "stall":
-                    standin.released.wait()
+                    standin.released.wait()  # looked up now: recover() makes a new one
                     self.close_connection = True
                     return
                 status, reply = standin.receive(self.command, self.path, body)
@@ -73,6 +78,12 @@ class StandIn:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def recover(self) -> None:
+        """Answer again; requests that were stalled get no answer."""
+        self.behaviour, self.behaviour_later = "ok", None
+        self.released.set()
+        self.released = threading.Event()
 
     def close(self) -> None:
         self.released.set()
@@ -121,11 +132,10 @@ class StandIn:
         if operation == "UpsertBucket":
             fresh = name not in self.runs
             self.runs.setdefault(name, Run(variables))
+            self.behaviour = self.behaviour_later or self.behaviour
             return {"upsertBucket": {"bucket": self._bucket(name), "inserted": fresh}}
         if operation == "CreateRunFiles":
-            folder = (
-                f"{self.url}/put/{variables['run']}" if "run" in variables else f"{self.url}/put"
-            )
+            folder = f"{self.url}/put/{variables['run']}"
             files = [{"name": f, "uploadUrl": f"{folder}/{f}"} for f in variables["files"]]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         if operation == "ArtifactType":

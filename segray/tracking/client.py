@@ -25,7 +25,7 @@ Online = Literal["online", "offline"]
 INIT_SECONDS = 20.0  # for a run to start, and for any later call but the last
 FINISH_SECONDS = 60.0  # for what is left to upload; the rest stays on disk for `segray sync`
 GRACE_SECONDS = 10.0  # the client's own limits come first: they leave it in order
-ASK_SECONDS = 4  # for the server to say whose key it is
+ASK_SECONDS = 4  # for the server to say whose key it is, once the client runs
 GET_A_KEY = "`wandb login` or WANDB_API_KEY gives one, WANDB_BASE_URL names another server"
 
 
@@ -38,7 +38,7 @@ class Readiness:
 
 
 def check(mode: Mode, *, ask: bool = True) -> Readiness:
-    """What a run started in `mode` would do, found out in some 5 seconds; nothing is raised.
+    """What a run started in `mode` would do, found out in about 5 seconds; nothing is raised.
 
     `ask=False` stays off the network: a key that is known is then taken for a good one.
     """
@@ -97,13 +97,16 @@ def ask_server() -> tuple[str, str]:
     Raises PermissionError where the server refuses the key, ConnectionError where it does not
     answer within ASK_SECONDS.
     """
-    import wandb
 
-    wandb.setup(settings())
+    def ask() -> tuple[str, str]:
+        import wandb
+
+        viewer = wandb.Api(timeout=ASK_SECONDS).viewer
+        return str(viewer.username), str(viewer.entity)
+
     server = base_url()
     try:
-        viewer = within(ASK_SECONDS + 1, lambda: wandb.Api(timeout=ASK_SECONDS).viewer)
-        return str(viewer.username), str(viewer.entity)
+        return within(INIT_SECONDS, ask)
     except (Exception, SystemExit) as error:
         if _refused(error):
             raise PermissionError(
@@ -135,7 +138,7 @@ def within(seconds: float, action: Callable[[], _T]) -> _T:
 
 
 def tear_down() -> None:
-    """End the client's service process: it would hold on to the id of the run that failed."""
+    """End the client's service process, and with it all that it holds: logs, ids, settings."""
     try:
         import wandb
 

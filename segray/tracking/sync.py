@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,20 +40,39 @@ def sync_runs(folders: Sequence[Path], say: Callable[[str], None]) -> int:
     uploaded: within a minute where the server is out of reach.
     """
     projects = {folder: _project(folder) for folder in folders}
-    waiting = {folder: _waiting(folder, say) for folder in folders}
-    if not any(waiting.values()):
+    runs = [(folder, run) for folder in projects for run in _waiting(folder, say)]
+    if not runs:
         return 0
     entity = _entity()
+    places = {f"{owner or entity}/{project}" for owner, project in projects.values()}
+    say(
+        f"{_count(len(runs))} to upload to {client.base_url()}, project {', '.join(sorted(places))}"
+    )
     uploaded = 0
-    try:
-        for folder, runs in waiting.items():
-            if runs:
-                owner, project = projects[folder]
-                where = f"{client.base_url()}, project {owner or entity}/{project}"
-                say(f"{folder}: {_count(len(runs))} to upload to {where}")
-                uploaded += _upload_all(folder, runs, say)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted; what was not uploaded is still on disk") from None
+    missing: list[Path] = []
+    for number, (folder, run) in enumerate(runs, 1):
+        try:
+            with writing(run).acquire(blocking=False):
+                note = _upload(run)
+            uploaded += 1
+        except Timeout:
+            note = "left to another `segray sync`, or to its trial, which goes on"
+        except WorkError as error:
+            note = f"not uploaded: {error}"
+            missing.append(folder)
+        except ConnectionError as error:
+            say(f"  {number}/{len(runs)} {_run_id(run)}: not uploaded: {error}")
+            missing += [folder for folder, _ in runs[number - 1 :]]
+            break
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; what was not uploaded is still on disk") from None
+        say(f"  {number}/{len(runs)} {_run_id(run)}: {note}")
+    if missing:
+        names = " ".join(dict.fromkeys(map(str, missing)))
+        raise WorkError(
+            f"{uploaded} of {_count(len(runs))} uploaded, {len(missing)} not. Nothing is lost, all "
+            f"is still on disk: `segray sync {names}` goes on from here"
+        )
     return uploaded
 
 
@@ -81,23 +101,29 @@ def _waiting(folder: Path, say: Callable[[str], None]) -> list[Path]:
     # Of one second: offline is what a run falls back to.
     for match, path in sorted(found, key=lambda f: (f[0]["started"], bool(f[0]["offline"]))):
         newest[match["id"]] = path
-    there = [path for path in newest.values() if _marker(path).exists()]
-    rest = [path for path in newest.values() if path not in there]
-    busy = [path for path in rest if _is_busy(path)]
-    rest = [path for path in rest if path not in busy]
-    empty = [path for path in rest if not _has_content(path)]
-    waiting = [path for path in rest if path not in empty]
-    notes = [
-        (there, "uploaded already"),
-        (busy, "still being written, left for the next time"),
-        (empty, "killed before W&B had written anything (metrics.jsonl has what it did)"),
-    ]
-    told = [f"{_count(len(paths))} {note}" for paths, note in notes if paths]
+    states = {newest[run_id]: _state(newest[run_id]) for run_id in sorted(newest)}
+    waiting = [run for run, state in states.items() if state is None]
+    counts = Counter(state for state in states.values() if state is not None)
+    notes = [f"{_count(count)} {state}" for state, count in counts.items()]
     if not waiting:
-        told = ["nothing to upload", *told]
-    if told:
-        say(f"{folder}: {'; '.join(told)}")
+        notes = ["nothing to upload", *notes]
+    if notes:
+        say(f"{folder}: {'; '.join(notes)}")
     return waiting
+
+
+def _state(run: Path) -> str | None:
+    """Why a run directory is not to be uploaded; None where it is."""
+    if _marker(run).exists():
+        return "uploaded already"
+    try:
+        with writing(run).acquire(blocking=False):
+            log = _log(run)
+            if log.is_file() and log.stat().st_size > _HEADER_BYTES:
+                return None
+            return "killed before W&B had written anything to disk (metrics.jsonl is whole)"
+    except Timeout:
+        return "still being written, left for the next time"
 
 
 def _entity() -> str:
@@ -111,32 +137,6 @@ def _entity() -> str:
         raise RequestError(f"no run was uploaded: {error}") from None
     except ConnectionError as error:
         raise WorkError(f"no run was uploaded: {error}. Nothing is lost: try again later") from None
-
-
-def _upload_all(folder: Path, runs: Sequence[Path], say: Callable[[str], None]) -> int:
-    missing: list[str] = []
-    for number, run in enumerate(runs, 1):
-        run_id = _log(run).stem.removeprefix("run-")
-        try:
-            with writing(run).acquire(blocking=False):
-                note = _upload(run)
-            say(f"  {number}/{len(runs)} {run_id}: {note}")
-        except Timeout:
-            say(f"  {number}/{len(runs)} {run_id}: being uploaded by another `segray sync`")
-        except WorkError as error:
-            say(f"  {number}/{len(runs)} {run_id}: not uploaded: {error}")
-            missing.append(run_id)
-        except ConnectionError as error:
-            missing += [_log(path).stem.removeprefix("run-") for path in runs[number - 1 :]]
-            say(f"  {number}/{len(runs)} {run_id}: not uploaded: {error}")
-            break
-    if missing:
-        raise WorkError(
-            f"{len(runs) - len(missing)} of {_count(len(runs))} uploaded; missing: "
-            f"{', '.join(missing)}. Nothing is lost, all of it is still in {folder / 'wandb'}: "
-            f"`segray sync {folder}` goes on from here"
-        )
-    return len(runs)
 
 
 def _upload(run: Path) -> str:
@@ -187,36 +187,33 @@ def _wandb_sync(run: Path) -> Iterator[subprocess.Popen[str]]:
 def _wait(process: subprocess.Popen[str]) -> str:
     """What it printed; ConnectionError where the server no longer answers, or it takes too long."""
     end = time.monotonic() + RUN_SECONDS
+    unanswered = 0
     while True:
         try:
             return process.communicate(timeout=POLL_SECONDS)[0]
         except subprocess.TimeoutExpired:
-            try:
-                client.ask_server()
-            except PermissionError as error:
-                raise ConnectionError(str(error)) from None
             if time.monotonic() > end:
                 raise ConnectionError(f"not done within {RUN_SECONDS:g} s") from None
+        try:
+            client.ask_server()
+            unanswered = 0
+        except PermissionError as error:
+            raise ConnectionError(str(error)) from None
+        except ConnectionError:
+            unanswered += 1
+            if unanswered == 2:  # once may be a busy machine
+                raise
 
 
-def _is_busy(run: Path) -> bool:
-    try:
-        with writing(run).acquire(blocking=False):
-            return False
-    except Timeout:
-        return True
-
-
-def _has_content(run: Path) -> bool:
-    log = _log(run)
-    return log.is_file() and log.stat().st_size > _HEADER_BYTES
+def _run_id(run: Path) -> str:
+    match = _FOLDER.fullmatch(run.name)
+    assert match is not None
+    return match["id"]
 
 
 def _log(run: Path) -> Path:
     """W&B's log of a run directory."""
-    match = _FOLDER.fullmatch(run.name)
-    assert match is not None
-    return run / f"run-{match['id']}.wandb"
+    return run / f"run-{_run_id(run)}.wandb"
 
 
 def _marker(run: Path) -> Path:

@@ -73,37 +73,53 @@ class WandbTracker:
         failed: bool = False,
     ) -> None:
         """See Tracker."""
+        parts: list[tuple[str, Callable[[wandb.Run], object]]] = [
+            ("the summary is not shown", lambda run: run.summary.update(_finite(summary)))
+        ]
+        if confusion is not None:
+
+            def chart(run: wandb.Run) -> None:
+                run.log({"confusion": _confusion_chart(confusion, self._classes)}, commit=False)
+
+            parts.append(("the confusion matrix is not shown", chart))
+        if images:
+
+            def gallery(run: wandb.Run) -> None:
+                shown = [_masked_image(image, self._classes) for image in images]
+                run.log({"images": shown}, commit=False)
+
+            parts.append(("the images are not shown", gallery))
+        self._show(parts)
         run, self._run, self._modes = self._run, None, []
         if run is None:
             return
-
-        def summarize() -> None:
-            run.summary.update(_finite(summary))
-
-        def chart(counts: NDArray[np.int64]) -> None:
-            run.log({"confusion": _confusion_chart(counts, self._classes)}, commit=False)
-
-        def gallery() -> None:
-            shown = [_masked_image(image, self._classes) for image in images]
-            run.log({"images": shown}, commit=False)
-
-        # One by one: a picture that cannot be shown must not cost the summary. The pictures share a
-        # row of their own, as the last epoch's has been sent.
-        limit = client.INIT_SECONDS
-        self._last(limit, summarize, "the summary is not shown")
-        if confusion is not None:
-            self._last(limit, lambda: chart(confusion), "the confusion matrix is not shown")
-        if images:
-            self._last(limit, gallery, "the images are not shown")
-        kept = f"what was not uploaded is kept in {self._folder / 'wandb'}"
-        self._last(client.FINISH_SECONDS + GRACE_SECONDS, lambda: _close(run, failed), kept)
+        try:
+            within(client.FINISH_SECONDS + GRACE_SECONDS, lambda: _close(run, failed))
+        except (Exception, SystemExit) as error:
+            kept = f"what was not uploaded is kept in {self._folder / 'wandb'}"
+            self._say(told(error), kept)
+        # The client's service writes the end of its log some time after finish() has returned.
+        tear_down()
         self._release()
 
-    def _last(self, seconds: float, action: Callable[[], None], otherwise: str) -> None:
-        try:
-            within(seconds, action)
-        except (Exception, SystemExit) as error:
-            self._say(told(error), otherwise)
+    def _show(self, parts: Sequence[tuple[str, Callable[[wandb.Run], object]]]) -> None:
+        """Put the parts, each with what its loss means, into the last row and the summary.
+
+        One by one: a picture that cannot be shown must not cost the summary. The client asks the
+        server before it logs a table: where that fails, all parts go into an offline run.
+        """
+        for loss, put in parts:
+            if self._run is None:
+                return
+            try:
+                within(client.INIT_SECONDS, partial(put, self._run))
+            except (Exception, SystemExit) as error:
+                if self._modes:
+                    self._leave(error)
+                    self._use(lambda run: None)
+                    self._show(parts)
+                    return
+                self._say(told(error), loss)
 
     def _use(self, action: Callable[[wandb.Run], None]) -> None:
         """Do `action` on the run; where that fails, on a new run in the next mode that is left."""
@@ -115,11 +131,15 @@ class WandbTracker:
                 within(client.INIT_SECONDS, partial(action, self._run))
                 return
             except (Exception, SystemExit) as error:
-                self._run = None
-                self._release()
-                otherwise = "this run is not tracked any further"
-                self._say(told(error), self._offline if self._modes else otherwise)
-                tear_down()
+                self._leave(error)
+
+    def _leave(self, error: BaseException) -> None:
+        """Give the run up; another may follow in the next mode that is left."""
+        self._run = None
+        self._release()
+        otherwise = "this run is not tracked any further"
+        self._say(told(error), self._offline if self._modes else otherwise)
+        tear_down()
 
     def _start(self, mode: Online) -> wandb.Run:
         import wandb

@@ -12,43 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segray.tracking import TrackedImage, Tracker, start_tracker
+from segray.tracking import TrackedImage, Tracker
 
-KEY = "0123456789abcdef" * 2 + "01234567"
-CLASSES = ["flat", "sky", "human"]
 COUNTS = np.array([[5, 1, 0], [2, 7, 0], [0, 0, 0]], dtype=np.int64)
-CONFIG = {
-    "train": {"optimizer": {"lr": 6.0e-5}, "epochs": 3},
-    "name": "unet",
-    "root": Path("/data"),
-}
+KEY = "0123456789abcdef" * 2 + "01234567"
 Start = Callable[..., Tracker]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Start:
-    def start(mode: Any, run_id: str = "trial-7", **changes: Any) -> Tracker:
-        wanted = {
-            "project": "streets",
-            "entity": None,
-            "run_id": run_id,
-            "run_name": f"name of {run_id}",
-            "group": "unet-sweep",
-            "job_type": "trial",
-            "config": CONFIG,
-            "folder": tmp_path / "run",
-            "classes": CLASSES,
-        }
-        return start_tracker(mode, **{**wanted, **changes})
-
-    return start
-
-
-@pytest.fixture
-def online(server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("WANDB_BASE_URL", server.url)
-    monkeypatch.setenv("WANDB_API_KEY", KEY)
-    return server
 
 
 def picture(name: str = "aachen_000001") -> TrackedImage:
@@ -93,6 +61,7 @@ def test_every_tracker_is_silent_and_forgiving(
     for run_id in ("trial-1", "trial-2"):
         tracker = start(mode, run_id)
         train(tracker, failed=failed)
+        assert tracker.warning is None
         tracker.log({"val/miou": 0.1}, epoch=4)  # after the end: nothing happens
         tracker.finish({})
     left_open = start(mode, "trial-3")
@@ -206,6 +175,7 @@ def test_a_server_in_trouble_means_offline(
     caplog: Any,
     capfd: Any,
     tmp_path: Path,
+    impatient: None,
 ) -> None:
     if trouble == "refused":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -225,7 +195,7 @@ def test_a_server_in_trouble_means_offline(
 
 
 def test_a_server_that_stalls_later_does_not_hold_the_run(
-    start: Start, online: Any, caplog: Any, tmp_path: Path
+    start: Start, online: Any, caplog: Any, tmp_path: Path, impatient: None
 ) -> None:
     tracker = start("online")
     tracker.log({"val/miou": 0.5}, epoch=1)
@@ -294,3 +264,37 @@ def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def key_holders(folder: Path) -> list[Path]:
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".netrc"]
     return [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_a_key_that_is_revoked_during_a_run_is_told(start: Start, online: Any) -> None:
+    """To the client such a run ends well."""
+    tracker = start("online")
+    assert tracker.warning is None
+    tracker.log({"val/miou": 0.5}, epoch=1)
+    online.behaviour = "denied"
+    tracker.finish({"best": 0.5})
+    assert "did not take everything" in str(tracker.warning)
+    assert KEY not in str(tracker.warning)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_killed_run_goes_on_online(at_once: bool, start: Start, killed: Any, online: Any) -> None:
+    killed("online", 3, at_once=at_once)
+    assert len(online.runs["trial-7"].rows) == (0 if at_once else 3)
+    tracker = start("online")
+    for epoch in (1, 2, 3, 4, 5):  # a trial tells again what its records hold
+        tracker.log({"val/miou": epoch / 100}, epoch=epoch)
+    tracker.finish({"best": 0.05})
+    (run,) = online.runs.values()
+    steps = [row["_step"] for row in run.rows if "val/miou" in row]
+    assert steps == [1, 2, 3, 4, 5]
+    assert run.curve("val/miou") == {epoch: epoch / 100 for epoch in range(1, 6)}
+    assert run.summary["best"] == 0.05
+
+
+def test_an_epoch_told_twice_is_one_row(start: Start, online: Any) -> None:
+    tracker = start("online")
+    for epoch in (1, 2, 2, 1, 3):
+        tracker.log({"val/miou": epoch / 4}, epoch=epoch)
+    tracker.finish({})
+    assert [row["_step"] for row in online.history() if "val/miou" in row] == [1, 2, 3]
