@@ -452,7 +452,7 @@ data:
     ("override", "expected"),
     [
         ("data.classes.road.colour=[1,2,3]", "data.classes.road.colour: no such key; did you mean"),
-        ("data.classes.sky.ids=1", "data.classes: id 1 is in both road and sky"),
+        ("data.classes.sky.ids=1", "data.classes: id 1 of sky is in road too"),
         ("data.classes.void.ids=x", "data.classes.void.ids: expected a label id"),
         ("data.train={images: a}", "data.train.masks: this key is required"),
         ("data.train={images: a, mask: b}", "data.train.mask: no such key; did you mean masks?"),
