@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +19,16 @@ from rich.progress import Progress
 from rich.text import Text
 
 from segray import __version__
-from segray.config import RequestError, SegrayError, load_sweep
+from segray.config import (
+    RequestError,
+    SegrayError,
+    SweepConfig,
+    json_schema,
+    load_sweep,
+    read_sweep,
+)
 from segray.config.errors import ConfigError, MissingInput
-from segray.config.yaml_file import read as read_yaml
+from segray.config.load import read_unchecked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,9 +46,22 @@ Arguments = Annotated[
         show_default=False,
     ),
 ]
+Runs = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Run folders, as in runs/unet.", show_default=False),
+]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Take up the run that was killed or interrupted."),
+]
 
-
-_NO_SEARCH = ["parameters={}", "start_points=[]", "early_terminate=null", "final=null"]
+_NO_SEARCH = [
+    "parameters={}",
+    "start_points=[]",
+    "require=[]",
+    "early_terminate=null",
+    "final=null",
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -53,26 +75,63 @@ def _root(
 
 
 @app.command()
-def sweep(arguments: Arguments) -> None:
+def sweep(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE... [key=value ...]",
+            help="Sweep files, run one after the other, and config keys to override in each, as "
+            "in train.epochs=5.",
+            show_default=False,
+        ),
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show config, search space and plan; run nothing.")
+    ] = False,
+    smoke_test: Annotated[
+        bool,
+        typer.Option("--smoke-test", help="Run it small: 2 trials, 1 epoch, a few of the images."),
+    ] = False,
+    resume: Resume = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster to join; default: RAY_ADDRESS, or Ray on this machine."),
+    ] = None,
+) -> None:
     """Tune a model: search the parameters of a sweep file, show which values won.
 
     Examples:
 
         segray sweep sweeps/quickstart.yaml
 
-        segray sweep sweeps/unet.yaml data.root=/data/cityscapes run_cap=12
+        segray sweep sweeps/unet.yaml data.root=/data/cityscapes run_cap=12 --dry-run
 
-        segray sweep sweeps/segformer.yaml name=b3-short train.epochs=5 tracking.wandb.mode=offline
+        segray sweep sweeps/unet.yaml sweeps/segformer.yaml tracking.wandb.mode=offline
+
+        segray sweep sweeps/unet.yaml --resume
     """
-    from segray.sweep.runner import run_sweep
+    from segray.sweep.dry_run import show_plan
+    from segray.sweep.runner import run_sweeps, smoke
 
-    file, overrides = _split(arguments)
-    with _Advice(file):
-        run_sweep(load_sweep(file, overrides))
+    if address is not None:
+        os.environ["RAY_ADDRESS"] = address
+    files, overrides = _split(arguments)
+    read = []
+    for file in files:
+        with _Advice(file):
+            read.append(read_sweep(file, overrides))
+    if smoke_test:
+        read = [replace(one, config=smoke(one.config)) for one in read]
+    if dry_run:
+        for one in read:
+            show_plan(one)
+        return
+    with _Advice(files[0]):
+        run_sweeps([one.config for one in read], resume=resume)
 
 
 @app.command()
-def train(arguments: Arguments) -> None:
+def train(arguments: Arguments, resume: Resume = False) -> None:
     """One training with the file's own values, without search; it is scored on val only.
 
     Example:
@@ -81,9 +140,72 @@ def train(arguments: Arguments) -> None:
     """
     from segray.sweep.runner import run_training
 
-    file, overrides = _split(arguments)
+    file, overrides = _split_one(arguments)
     with _Advice(file):
-        run_training(load_sweep(file, [*_NO_SEARCH, *overrides]))
+        run_training(load_sweep(file, [*_NO_SEARCH, *overrides]), resume=resume)
+
+
+@app.command()
+def status(runs: Runs) -> None:
+    """What a run has done so far, whether it is at work, and how it goes on.
+
+    Example:
+
+        segray status runs/unet
+    """
+    from segray.sweep.housekeeping import show_status
+
+    for run in runs:
+        show_status(Path(run))
+
+
+@app.command()
+def clean(
+    runs: Runs,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Say what a run could free, and free it: weights of trials, uploaded W&B runs, scratch.
+
+    Records, the study, best/ and the final stage stay; so does what --resume needs.
+
+    Example:
+
+        segray clean runs/unet
+    """
+    from segray.sweep.housekeeping import clean_run
+
+    for run in runs:
+        clean_run(Path(run), lambda question: yes or _confirm(question))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of sweep files, with which an editor completes keys and marks typos.
+
+    Example:
+
+        segray schema > schema.json
+
+    and as the first line of a sweep file beside it: # yaml-language-server: $schema=schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def sync(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of sweeps.")],
+) -> None:
+    """Upload the W&B runs that a sweep kept on disk; what is there already stays as it is.
+
+    Examples:
+
+        segray sync runs/quickstart
+
+        WANDB_BASE_URL=https://wandb.example.org segray sync runs/*
+    """
+    from segray.tracking.sync import sync_runs
+
+    sync_runs(runs, typer.echo)
 
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
@@ -104,7 +226,7 @@ def check(arguments: Arguments) -> None:
     """
     from segray.data.check import check_dataset
 
-    config = load_sweep(*_split(arguments))
+    config = load_sweep(*_split_one(arguments))
     with _bar() as progress:
         report = check_dataset(config.data, progress=progress)
     report.print(Console(highlight=False))
@@ -194,7 +316,7 @@ class _Advice:
 def _without_downloads(file: str) -> str:
     """The same sweep on generated scenes, with a small model of the same kind from scratch."""
     try:
-        name = read_yaml(Path(file))[0]["model"]["name"]
+        name = read_unchecked(file)["model"]["name"]
     except (SegrayError, KeyError, TypeError):
         name = "unet"
     small = {"segformer": "{name: segformer, variant: b0, width: 0.25}"}
@@ -208,15 +330,33 @@ def _without_downloads(file: str) -> str:
     return f"To see segray at work on generated scenes, without downloads:\n  {shlex.join(command)}"
 
 
-def _split(arguments: Sequence[str]) -> tuple[str, list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sweep files and key=value overrides."""
     # os.path, as Path.is_file raises for an override that is too long for a file's name
     files = [a for a in arguments if "=" not in a or os.path.isfile(a)]  # noqa: PTH113
-    if len(files) != 1:
-        raise RequestError(
-            f"expected one sweep file and key=value overrides, got {len(files)} files: "
-            f"{shlex.join(arguments)}"
-        )
-    return files[0], [argument for argument in arguments if argument not in files]
+    if not files:
+        raise RequestError(f"expected a sweep file, got only overrides: {shlex.join(arguments)}")
+    for name in files:
+        if len(files) > 1 and "/" not in name and "." in name and not Path(name).exists():
+            root = name.split(".")[0]
+            if root in SweepConfig.model_fields:
+                raise RequestError(f"{name}: expected a value, as in {name}=...")
+    return files, [argument for argument in arguments if argument not in files]
+
+
+def _split_one(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    files, overrides = _split(arguments)
+    if len(files) > 1:
+        raise RequestError(f"expected one sweep file, got {len(files)}: {shlex.join(files)}")
+    return files[0], overrides
+
+
+def _confirm(question: str) -> bool:
+    """Ask on a terminal; anywhere else the answer is no."""
+    if not sys.stdin.isatty():
+        typer.echo(f"{question} No: add --yes to do it.")
+        return False
+    return typer.confirm(question)
 
 
 def _complain(message: str) -> None:

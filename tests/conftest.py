@@ -1,5 +1,6 @@
 """What every test shares: a cache of its own, and no W&B account of the person who runs it."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+_spec = importlib.util.spec_from_file_location("wandb_server", ROOT / "tests" / "wandb_server.py")
+_wandb_server = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_wandb_server)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,3 +36,11 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def server():
+    """A W&B server on loopback: see wandb_server.py."""
+    standin = _wandb_server.StandIn()
+    yield standin
+    standin.close()

@@ -1,5 +1,15 @@
 """YAML -> one validated, frozen SweepConfig; every problem in it reported at once."""
 
+from segray.config.assignment import (
+    Assignment,
+    draw_order,
+    grid,
+    is_active,
+    reachable,
+    satisfied,
+    trial_config,
+    trial_count,
+)
 from segray.config.errors import (
     ConfigError,
     Interrupted,
@@ -8,13 +18,9 @@ from segray.config.errors import (
     SegrayError,
     WorkError,
 )
-from segray.config.load import (
-    CITYSCAPES_HELP,
-    load_sweep,
-    metric_names,
-    reachable,
-    trial_config,
-)
+from segray.config.json_schema import json_schema
+from segray.config.load import CITYSCAPES_HELP, SweepFile, load_sweep, read_sweep
+from segray.config.rules import metric_names
 from segray.config.schema import (
     CATEGORIES,
     Augment,
@@ -31,11 +37,12 @@ from segray.config.schema import (
     Train,
     TrialConfig,
 )
-from segray.config.yaml_file import dump
+from segray.config.yaml_file import dump, one_line
 
 __all__ = [
     "CATEGORIES",
     "CITYSCAPES_HELP",
+    "Assignment",
     "Augment",
     "CityscapesData",
     "ConfigError",
@@ -52,12 +59,21 @@ __all__ = [
     "Schedule",
     "SegrayError",
     "SweepConfig",
+    "SweepFile",
     "Train",
     "TrialConfig",
     "WorkError",
+    "draw_order",
     "dump",
+    "grid",
+    "is_active",
+    "json_schema",
     "load_sweep",
     "metric_names",
+    "one_line",
     "reachable",
+    "read_sweep",
+    "satisfied",
     "trial_config",
+    "trial_count",
 ]

@@ -62,5 +62,5 @@ class ConfigError(RequestError):
         """`hint` is printed below the problems: what to do next, where a rule has no room."""
         self.problems = tuple(problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = [f"{count} in the sweep file", *(f"  {problem}" for problem in problems)]
+        lines = [f"{count} in the request", *(f"  {problem}" for problem in problems)]
         super().__init__("\n".join([*lines, *([hint] if hint else [])]))

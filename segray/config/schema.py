@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,12 +22,33 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from segray.config import require, spelling
+
 
 def _no_bool(value: Any) -> Any:
     """Pydantic would take true for 1."""
     if isinstance(value, bool):
         raise PydanticKnownError("float_type")
     return value
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _conditions(value: Any) -> Any:
+    return [value] if isinstance(value, str) else () if value is None else value
+
+
+def _condition(text: str) -> str:
+    require.parse(text)
+    return text
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if item is not None}
+    return {} if value is None else value
 
 
 Whole = Annotated[int, BeforeValidator(_no_bool)]
@@ -387,29 +411,34 @@ class Metric(Frozen):
 
 
 class Parameter(Frozen):
-    """The values a searched key may take, in the words of a W&B sweep."""
+    """The values a searched key may take, in the words of a W&B sweep.
+
+    Ray's are taken too, as text (loguniform(1e-5, 1e-2)) or as a mapping; a list means its items.
+    """
 
     distribution: (
         Literal["categorical", "constant", "uniform", "int_uniform", "log_uniform_values"] | None
     ) = None
+    """Follows from the other keys where it is left out; min and max that are both whole mean
+    int_uniform."""
     values: tuple[Any, ...] | None = None
+    """The choices."""
     value: Any = None
+    """The only value."""
     min: Whole | Number | None = None
+    """The smallest value."""
     max: Whole | Number | None = None
+    """The largest value, which can be drawn too."""
+    q: Whole | Number | None = None
+    """The step: min, min + q, ... max. With uniform and int_uniform."""
+    when: dict[str, Annotated[tuple[Any, ...], BeforeValidator(_listed), Field(min_length=1)]] = {}
+    """Other searched keys and the value, or list of values, that each must have been given for
+    this key to be searched; else it keeps the file's own value."""
 
     @model_validator(mode="before")
     @classmethod
-    def _name_the_distribution(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict) or raw.get("distribution") is not None:
-            return raw
-        if "values" in raw:
-            kind = "categorical"
-        elif "value" in raw:
-            kind = "constant"
-        else:
-            both_int = all(type(raw.get(end)) is int for end in ("min", "max"))
-            kind = "int_uniform" if both_int else "uniform"
-        return {**raw, "distribution": kind}
+    def _in_our_words(cls, raw: Any) -> Any:
+        return spelling.ours(raw)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -422,8 +451,16 @@ class Parameter(Frozen):
                 f"a {self.distribution} parameter needs {' and '.join(needs)}, "
                 f"got {' and '.join(given) or 'none of values, value, min, max'}"
             )
-        if self.values is not None and len(self.values) == 0:
-            raise ValueError("values needs at least one value")
+        if self.values is not None:
+            if len(self.values) == 0:
+                raise ValueError("values needs at least one value")
+            seen: set[tuple[bool, Any]] = set()
+            for value in self.values:
+                plain = isinstance(value, int | float | str) and not isinstance(value, bool)
+                key = (plain, value if plain else repr(value))  # 1 and 1.0 are one to a study
+                if key in seen:
+                    raise ValueError(f"every value is listed once, got {value} twice")
+                seen.add(key)
         if self.min is not None and self.max is not None:
             if max(abs(self.min), abs(self.max)) > 2**53:
                 raise ValueError("min and max must lie within 2^53, where numbers are exact")
@@ -433,11 +470,58 @@ class Parameter(Frozen):
                 raise ValueError(f"a logarithmic range must start above 0, got min={self.min}")
             if self.distribution == "int_uniform" and (self.min % 1 or self.max % 1):
                 raise ValueError(f"int_uniform needs whole numbers, got {self.min} and {self.max}")
+        if self.q is not None:
+            self._check_step(self.q)
         return self
+
+    def _check_step(self, q: float) -> None:
+        if self.min is None or self.max is None or self.distribution == "log_uniform_values":
+            raise ValueError(f"q is the step of uniform and int_uniform, got {self.distribution}")
+        if q <= 0 or (self.distribution == "int_uniform" and q % 1):
+            kind = "a whole number above 0" if self.distribution == "int_uniform" else "above 0"
+            raise ValueError(f"the step q must be {kind}, got {q}")
+        if self.max - self.min > 10**9 * q:
+            raise ValueError(
+                f"expected at most 10^9 steps, got q={q} from {self.min} to {self.max}"
+            )
+        if (_exact(self.max) - _exact(self.min)) % _exact(q):
+            raise ValueError(f"whole steps of q={q} from min={self.min} miss max={self.max}")
 
     @model_serializer(mode="wrap")
     def _only_what_was_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {key: value for key, value in dump(self).items() if key in self.model_fields_set}
+
+    @property
+    def step(self) -> float | None:
+        """The distance between two values of a range; None: it is continuous, or no range."""
+        return 1 if self.distribution == "int_uniform" and self.q is None else self.q
+
+    @property
+    def count(self) -> int | None:
+        """How many values there are; None: a continuous range."""
+        if self.values is not None:
+            return len(self.values)
+        if self.min is None or self.max is None:
+            return 1
+        if self.step is None:
+            return None
+        return int((_exact(self.max) - _exact(self.min)) / _exact(self.step)) + 1
+
+    def choices(self) -> Iterator[Any]:
+        """Every value, in its order; none for a continuous range."""
+        if self.values is not None:
+            yield from self.values
+        elif self.min is None:
+            yield self.value
+        else:
+            yield from (self.nth(position) for position in range(self.count or 0))
+
+    def nth(self, position: int) -> Any:
+        """Value number `position`, from 0, of a range with steps."""
+        assert self.min is not None
+        assert self.step is not None
+        value = _exact(self.min) + position * _exact(self.step)
+        return int(value) if self.distribution == "int_uniform" else float(value)
 
     def probes(self) -> tuple[Any, ...]:
         """Values to try against the schema: every choice, or both ends and a point between."""
@@ -445,8 +529,8 @@ class Parameter(Frozen):
             return self.values
         if self.min is None or self.max is None:
             return (self.value,)
-        if self.distribution == "int_uniform":
-            return (self.min, self.max, self.min + 1)
+        if self.step is not None:
+            return (self.min, self.max, self.nth(1))
         between = self.min + 0.3819660113 * (self.max - self.min)  # never a whole number by chance
         return (self.min, self.max, between)
 
@@ -459,7 +543,12 @@ class Parameter(Frozen):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not self.min <= value <= self.max:
             return False
-        return self.distribution != "int_uniform" or value % 1 == 0
+        return self.step is None or (_exact(value) - _exact(self.min)) % _exact(self.step) == 0
+
+
+def _exact(number: float) -> Decimal:
+    """The number as it is written: three steps of 0.1 are 0.3."""
+    return Decimal(str(number))
 
 
 class Asha(Frozen):
@@ -554,15 +643,22 @@ class SweepConfig(Frozen):
     data: Data
     train: Train = Train()
     metric: Metric = Metric()
-    method: Literal["tpe", "random"] = "tpe"
+    method: Literal["tpe", "random", "grid"] = "tpe"
+    """Who chooses the values: Optuna's TPE, chance, or every combination in turn, in the file's
+    order, the last key fastest."""
     seed: Seed = 0
-    parameters: dict[str, Parameter] = {}
-    """What is searched: the dotted path of any key of model or train -> its values."""
+    parameters: Annotated[dict[str, Parameter], BeforeValidator(_without_null)] = {}
+    """What is searched: the dotted path of any key of model or train -> its values. null takes out
+    what the base of the file searches."""
     start_points: tuple[dict[str, Any], ...] = ()
     """Assignments to try first; parameters they leave out are drawn."""
+    require: Annotated[
+        tuple[Annotated[str, AfterValidator(_condition)], ...], BeforeValidator(_conditions)
+    ] = ()
+    """Conditions that every trial meets, such as train.early_stop.patience < train.epochs."""
     early_terminate: Asha | None = None
-    run_cap: Positive = 20
-    """Trials in the sweep."""
+    run_cap: Positive | None = None
+    """Trials in the sweep; null: 20, or with method grid every combination."""
     budget: Budget = Budget()
     resources: Resources = Resources()
     final: Final | None = None

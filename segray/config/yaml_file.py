@@ -78,8 +78,8 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
-def brief(value: Any) -> str:
-    """A value as YAML on one line, cut at 80 characters: what a message shows."""
+def one_line(value: Any) -> str:
+    """A value as YAML on one line; `parse_value` gives it back."""
     text = yaml.dump(
         value,
         Dumper=_Line,
@@ -88,7 +88,12 @@ def brief(value: Any) -> str:
         default_flow_style=True,
         width=float("inf"),
     )
-    return _cut(text.removesuffix("\n").removesuffix("\n..."), 80)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def brief(value: Any) -> str:
+    """A value on one line, cut at 80 characters: what a message shows."""
+    return _cut(one_line(value), 80)
 
 
 def parse_value(text: str, where: str, key: str) -> Any:
@@ -135,6 +140,21 @@ def show(path: KeyPath) -> str:
     return text
 
 
+_WORDS = {  # PyYAML's error -> what to do, where its words do not say
+    "mapping values are not allowed": "a second `key: value` on one line, or a key indented deeper "
+    "than the line above allows; put text that holds a colon in quotes",
+    "expected <block end>, but found '<block mapping start>'": "this key is indented as none "
+    "above it is: the keys of a section start in one column",
+    "expected <block end>, but found '-'": "this item is indented differently than the list",
+    "expected <block end>": "text after a value that had ended, or a line indented less than those "
+    "it stands with",
+    "could not find expected ':'": "expected `key: value`, with a space after the colon",
+    "while parsing a flow": "a { or [ is not closed, or a comma is missing",
+    "while scanning a quoted": "a quote is not closed",
+    "cannot start any token": "this character can begin no value: put the text in quotes",
+}
+
+
 class _NotYaml(Exception):
     """Text that YAML's grammar refuses: the rule, and line:column."""
 
@@ -150,9 +170,15 @@ class _NotYaml(Exception):
             mark = error.problem_mark
             self.place = f"{mark.line + 1}:{mark.column + 1}"
             what = f"{error.context} {error.problem}" if error.context else str(error.problem)
-            lines = text.splitlines()
-            if "${" in "".join(lines[mark.line : mark.line + 1]):
+            line = "".join(text.splitlines()[mark.line : mark.line + 1])
+            indent = line[: len(line) - len(line.lstrip())]
+            if "\t" in indent:
+                what = f"indented with a tab; use spaces ({what})"
+            elif "${" in line:
                 what += '; inside { } and [ ], put "${...}" in quotes'
+            else:
+                ours = next((words for theirs, words in _WORDS.items() if theirs in what), None)
+                what = f"{ours} ({what})" if ours else what
         self.rule = f"not valid YAML: {what}"
         super().__init__(self.rule)
 
@@ -185,7 +211,8 @@ class _Nodes:
     def pair(
         self, key: yaml.Node, value: yaml.Node, at: KeyPath, above: tuple[yaml.Node, ...]
     ) -> None:
-        if key.tag not in (f"{_TAG}str", f"{_TAG}merge") or not key.value.isprintable():
+        text = key.tag in (f"{_TAG}str", f"{_TAG}merge")
+        if not text or not key.value or not key.value.isprintable():
             came = _cut(repr(key.value), 80) if isinstance(key.value, str) else "a list or mapping"
             self.refuse(key, at, "expected a key of plain text", came)
             return

@@ -1,7 +1,8 @@
 """Images and masks: where they come from, how they are split, cached, augmented and batched."""
 
 from segray.data.cache import cache_root, cores
-from segray.data.dataset import Dataset, open_dataset, read_splits
+from segray.data.check import check_dataset
+from segray.data.dataset import Dataset, is_cached, open_dataset, read_splits
 from segray.data.labels import IGNORE, class_colours
 from segray.data.loader import Batch, TrainLoader, eval_batches
 
@@ -11,9 +12,11 @@ __all__ = [
     "Dataset",
     "TrainLoader",
     "cache_root",
+    "check_dataset",
     "class_colours",
     "cores",
     "eval_batches",
+    "is_cached",
     "open_dataset",
     "read_splits",
 ]

@@ -47,7 +47,7 @@ def open_cache(
     `progress` is called with (done, total) images. Raises BadPair for a pair that cannot be used
     (see `PairReader.read`), RequestError for a disk without room.
     """
-    folder = cache_root() / f"images-{_digest(samples, data)}"
+    folder = cache_folder(samples, data)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
@@ -57,6 +57,11 @@ def open_cache(
     images = np.load(folder / "images.npy", mmap_mode="c")
     masks = np.load(folder / "masks.npy", mmap_mode="c")
     return images, masks
+
+
+def cache_folder(samples: Sequence[Sample], data: Data) -> Path:
+    """Where these samples stand, or will stand, decoded."""
+    return cache_root() / f"images-{_digest(samples, data)}"
 
 
 def _digest(samples: Sequence[Sample], data: Data) -> str:

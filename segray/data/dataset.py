@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.data import cityscapes, folders
-from segray.data.cache import cache_root, open_cache
+from segray.data.cache import cache_folder, cache_root, open_cache
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
 from segray.data.scenes import write_scenes
 
@@ -69,6 +69,12 @@ def open_dataset(data: Data, progress: Progress | None = None) -> Dataset:
         masks=masks,
     )
     return _opened[key]
+
+
+def is_cached(data: Data) -> bool:
+    """Whether `open_dataset` would find the images decoded."""
+    samples, _ = read_splits(data)
+    return cache_folder(samples, data).is_dir()
 
 
 def read_splits(data: Data, progress: Progress | None = None) -> tuple[list[Sample], Splits]:

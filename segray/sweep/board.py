@@ -10,6 +10,8 @@ own pruner, fed with what the records hold.
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import optuna
@@ -20,20 +22,31 @@ if TYPE_CHECKING:  # it brings torch, which this actor has no use for: 200 MB
     from segray.train import Stop
 
 NAMESPACE = "segray"
+Past = Mapping[str, Sequence[tuple[int, float]]]
+"""Trial -> (epoch, objective) of the epochs that it reported before this board was opened."""
 
 
 class Board:
     """Compares every trial's running best at the same epoch."""
 
     def __init__(
-        self, pruner: optuna.pruners.BasePruner, direction: str, deadline: float | None
+        self,
+        pruner: optuna.pruners.BasePruner,
+        direction: str,
+        deadline: float | None,
+        past: Past,
     ) -> None:
         """`deadline` is in seconds since 1970; past it every trial is asked to end."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.filterwarnings("ignore", message="The reported value is ignored")
         self._study = optuna.create_study(direction=direction, pruner=pruner)
         self._trials: dict[str, optuna.Trial] = {}
-        self._deadline = deadline
+        self._deadline: float | None = None
         self._closed = False
+        for trial_id, curve in past.items():  # the pruner notes a rung when it is asked
+            for epoch, objective in curve:
+                self.report(trial_id, epoch, objective)
+        self._deadline = deadline
 
     def report(self, trial_id: str, epoch: int, objective: float) -> Stop | None:
         """Post a trial's objective after an epoch; why it has to end, or None."""
@@ -51,11 +64,15 @@ class Board:
 
 
 def open_board(
-    name: str, pruner: optuna.pruners.BasePruner, direction: str, deadline: float | None
+    name: str,
+    pruner: optuna.pruners.BasePruner,
+    direction: str,
+    deadline: float | None,
+    past: Past,
 ) -> ActorHandle:
-    """Start the board under `name`; it ends with the handle."""
+    """Start the board under `name`, with what trials reported before; it ends with the handle."""
     actor = ray.remote(Board).options(name=name, namespace=NAMESPACE, num_cpus=0)
-    handle: ActorHandle = actor.remote(pruner, direction, deadline)
+    handle: ActorHandle = actor.remote(pruner, direction, deadline, past)
     return handle
 
 

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from segray.config import RequestError
 from segray.config.schema import Resources
-from segray.data import cache_root
+from segray.data import cache_root, cores
 
 # Read by Ray as it is imported. Tune's own tables, files and snapshots: segray's records replace
 # them.
@@ -48,6 +50,12 @@ class Plan:
     threads: int  # CPUs of a worker, and torch's threads in it
     gpus_per_worker: float
     concurrent: int
+
+    def __str__(self) -> str:
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        cpus = "1 CPU" if self.threads == 1 else f"{self.threads} CPUs"
+        gpus = f", {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
+        return f"{workers} of {cpus}{gpus} each"
 
 
 @contextlib.contextmanager
@@ -100,6 +108,11 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def this_machine() -> dict[str, float]:
+    """What Ray would find here."""
+    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
 
 
 def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Plan:

@@ -7,6 +7,7 @@ snapshot is not used (see records), so its folder is scratch and goes when the t
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import signal
 import threading
@@ -20,10 +21,11 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from segray.sweep.board import open_board
+from segray.sweep.board import Past, open_board
 from segray.sweep.cluster import Plan
 from segray.sweep.progress import Screen
 from segray.sweep.records import (
+    RunFolder,
     TrialResult,
     TrialSpec,
     failed_outcome,
@@ -39,15 +41,21 @@ def run_trials(
     stage: Plan,
     screen: Screen,
     *,
-    board: str,
-    scratch: Path,
+    folder: RunFolder,
     total: int,
     goal: str,
     pruner: BasePruner,
     deadline: float | None = None,
+    past: Past | None = None,
 ) -> None:
-    """Run up to `total` trials of `queue`, stage.concurrent at a time, until all have ended."""
-    handle = open_board(board, pruner, goal, deadline)
+    """Run up to `total` trials of `queue`, stage.concurrent at a time, until all have ended.
+
+    `past` is what earlier processes of this sweep reported, and `pruner` judges by.
+    """
+    board = f"segray-{folder.sweep_id}-{secrets.token_hex(4)}"
+    scratch = folder.path / ".ray"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a killed sweep
+    handle = open_board(board, pruner, goal, deadline, past or {})
     booking = _Booking(queue, screen, lambda: ray.get(handle.close.remote()))
     if stage.workers == 1:
         resources = {"CPU": stage.threads} | (
@@ -171,7 +179,6 @@ class _Booking(tune.Callback):
         spec: TrialSpec = trial.config["spec"]
         if "epoch" in result:  # else the trial's last word, which has no metrics
             self._screen.epoch(spec.id, result["epoch"], result["value"], result["best"])
-            self._queue.epoch(spec.id, result["epoch"], result["objective"])
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any

@@ -40,6 +40,7 @@ class Running:
     epoch: int = 0
     value: float | None = None
     best: float | None = None
+    stopped: bool = False  # by a kill or a Ctrl-C
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Screen:
     running: dict[str, Running] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     _searching_since: float = 0.0
+    _before: int = 0
     _last_line: float = 0.0
     _live: Live | None = None
     _lively: bool = False  # whether the terminal can redraw lines
@@ -99,9 +101,10 @@ class Screen:
             yield tell
 
     @contextlib.contextmanager
-    def trials(self, total: int) -> Iterator[None]:
-        """Show `total` trials as they come and go."""
-        self.total, self.ended, self.running = total, [], {}
+    def trials(self, total: int, ended: Sequence[TrialResult] = ()) -> Iterator[None]:
+        """Show `total` trials as they come and go; `ended` have ended before."""
+        self.total, self.ended, self.running = total, list(ended), {}
+        self._before = len(ended)
         self._searching_since = self._last_line = time.monotonic()
         if not self._lively:
             yield
@@ -140,10 +143,12 @@ class Screen:
             )
             self._last_line = time.monotonic()
 
-    def leaderboard(self, results: Sequence[TrialResult], title: str) -> None:
-        """The table of ended trials, best first."""
+    def leaderboard(
+        self, results: Sequence[TrialResult], title: str, others: Sequence[Running] = ()
+    ) -> None:
+        """The table of ended trials, best first, and of others below."""
         self.line("")
-        self.console.print(self._rows(ranked(results, self.goal), [], title))
+        self.console.print(self._rows(ranked(results, self.goal), others, title))
 
     def _status(self) -> str:
         best = ranked(self.ended, self.goal)[:1]
@@ -155,11 +160,12 @@ class Screen:
 
     def _eta(self) -> str:
         """From the share of the trials' epochs that is done; ended trials count as whole."""
-        share = len(self.ended) + sum(t.epoch / self._last(t) for t in self.running.values())
-        if not share or not self.total:
+        done = len(self.ended) + sum(t.epoch / self._last(t) for t in self.running.values())
+        here = done - self._before
+        if here <= 0 or not self.total:
             return "-"
         passed = time.monotonic() - self._searching_since
-        return _clock(passed * max(0.0, self.total - share) / share)
+        return _clock(passed * max(0.0, self.total - done) / here)
 
     def _last(self, trial: Running) -> int:
         """The epoch that a trial would reach."""
@@ -202,7 +208,7 @@ class Screen:
         for trial in running:
             table.add_row(
                 trial.id,
-                "running" if trial.epoch else "starting",
+                "stopped" if trial.stopped else "running" if trial.epoch else "starting",
                 "-" if trial.best is None else f"{trial.best:.4f}",
                 f"{trial.epoch}/{self._last(trial)}",
                 f"{time.monotonic() - trial.started:.0f}",
@@ -224,6 +230,18 @@ class Screen:
     def _quarters(self, title: str, done: int, total: int) -> None:
         if done * 4 // total != (done - 1) * 4 // total:
             self.say(f"{title}: {done}/{total}")
+
+
+def count(number: int, noun: str) -> str:
+    """1 trial, 2 trials."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def size(number: float) -> str:
+    """Bytes as people read them: 12 kB, 340 MB, 7.3 GB."""
+    if number < 1e6:
+        return f"{number / 1e3:.0f} kB"
+    return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

@@ -6,27 +6,39 @@ journal, which grow by lines and of which a reader takes whole lines only.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import io
 import json
 import os
 import platform
+import re
 import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from segray.config import RequestError, SweepConfig, TrialConfig, dump
+from segray.config import RequestError, SweepConfig, TrialConfig, dump, load_sweep
+from segray.config.yaml_file import read as read_yaml
 from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
+LOCK = ".lock"
+ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
+MAY_CHANGE = (
+    "budget.",
+    "resources.max_concurrent",
+    "storage",
+    "tracking.",
+)  # between a run and its resume
 
 
 @dataclass(frozen=True)
@@ -66,11 +78,88 @@ class RunFolder:
     def check_free(config: SweepConfig) -> None:
         """Raises RequestError where the sweep's folder holds something already."""
         path = Path(config.storage) / config.name
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if not _is_free(path):
             raise RequestError(
-                f"{path} holds an earlier run, and nothing finished is overwritten: give this one "
-                f"another name (name={config.name}-2) or remove the folder"
+                f"{path} holds an earlier run, and nothing finished is overwritten: go on with "
+                f"that one (--resume), give this one another name (name={config.name}-2), or "
+                "remove the folder"
             )
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The folder of an earlier run; raises RequestError for one that is none."""
+        file = path / "sweep.yaml"
+        header = file.read_text(encoding="utf-8") if file.is_file() else ""
+        sweep_id = re.search(r"^# id: ([0-9a-f]+)$", header, re.MULTILINE)
+        if sweep_id is None:
+            raise RequestError(
+                f"{path} is no run folder: expected a sweep.yaml that segray wrote in it. A run's "
+                "folder is <storage>/<name> of its sweep file, as in runs/unet"
+            )
+        return cls(path, sweep_id[1])
+
+    @classmethod
+    def resume(cls, config: SweepConfig) -> RunFolder | None:
+        """The folder of the run that `config` began, or None where it had not come so far.
+
+        Raises RequestError where the config says otherwise now.
+        """
+        path = Path(config.storage) / config.name
+        if _is_free(path):
+            return None
+        folder = cls.open(path)
+        before, now = (_flat(c) for c in (folder.config(), config))
+        changed = [
+            f"  {key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
+            for key in dict.fromkeys([*before, *now])
+            if before.get(key, ...) != now.get(key, ...) and not key.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            lines = "\n".join(changed)
+            raise RequestError(
+                f"{folder.path} was begun with other settings, and its trials could not be "
+                f"compared with new ones:\n{lines}\nGive the new settings another name "
+                f"(name={config.name}-2), or go on with the old ones: segray sweep "
+                f"{folder.path / 'sweep.yaml'} --resume"
+            )
+        return folder
+
+    def config(self) -> SweepConfig:
+        """What the run was begun with."""
+        return load_sweep(self.path / "sweep.yaml", env={})
+
+    @contextlib.contextmanager
+    def hold(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Keep every other sweep out of the folder while the context lasts.
+
+        The driver and every process that trains hold a shared lock on it, which the kernel drops
+        when they die. Who takes the folder up asks for it alone first, and so waits, after calling
+        `waiting`, until the last process of a killed sweep is gone. Raises RequestError where that
+        does not happen within ORPHANS_S.
+        """
+        with (self.path / LOCK).open("a") as file:
+            until = time.monotonic() + ORPHANS_S
+            told = False
+            while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                if not told:
+                    waiting()
+                    told = True
+                if time.monotonic() > until:
+                    raise RequestError(
+                        f"{self.path} is in use by a sweep that is still running: wait for it, or "
+                        "stop it (Ctrl-C, or SIGTERM to its process)"
+                    )
+                time.sleep(0.2)
+            _lock(file, fcntl.LOCK_SH)
+            yield
+
+    def running(self) -> bool:
+        """Whether a sweep is at work in the folder."""
+        path = self.path / LOCK
+        if not path.is_file():
+            return False
+        with path.open("a") as file:
+            return not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @classmethod
     def create(cls, config: SweepConfig) -> RunFolder:
@@ -105,7 +194,7 @@ class RunFolder:
 
     def write_leaderboard(self, results: Iterable[TrialResult], goal: str) -> None:
         """leaderboard.csv: a row a trial, the best first, failures last."""
-        rows = [_row(result) for result in ranked(results, goal)]
+        rows = [row(result) for result in ranked(results, goal)]
         names = list(dict.fromkeys(name for row in rows for name in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -143,10 +232,35 @@ def ranked(results: Iterable[TrialResult], goal: str) -> list[TrialResult]:
     return sorted(results, key=key)
 
 
+@contextlib.contextmanager
+def at_work_in(run_folder: Path) -> Iterator[None]:
+    """For a process that trains: while the context lasts, nobody else takes the folder up."""
+    with (run_folder / LOCK).open("a") as file:
+        _lock(file, fcntl.LOCK_SH)
+        yield
+
+
 def write_config(spec: TrialSpec) -> None:
     """config.yaml of a trial: what decides its numbers, and what the sweep chose for it."""
     plain = spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)}
     write_text(spec.folder / "config.yaml", dump(plain))
+
+
+def read_config(folder: Path) -> TrialConfig | None:
+    """What `write_config` wrote, or None where the trial has not begun."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    plain, _ = read_yaml(path)
+    del plain["assignment"]
+    return TrialConfig.model_validate(plain)
+
+
+def read_assignment(folder: Path) -> dict[str, Any]:
+    """What the sweep chose for a trial; nothing where the trial has not begun."""
+    path = folder / "config.yaml"
+    assignment: dict[str, Any] = read_yaml(path)[0]["assignment"] if path.is_file() else {}
+    return assignment
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -187,7 +301,39 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _row(result: TrialResult) -> dict[str, Any]:
+def _is_free(path: Path) -> bool:
+    """Whether a run can begin at `path`; one that was killed at once leaves hidden files."""
+    if not path.is_dir():
+        return not path.exists()
+    return all(entry.name.startswith(".") for entry in path.iterdir())
+
+
+def _lock(file: IO[str], how: int) -> bool:
+    """Take a lock on an open file; False where another process has it and `how` does not wait."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _flat(config: SweepConfig) -> dict[str, Any]:
+    """Dotted path -> value, for every value of a config."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(inner, f"{path}.{key}" if path else key)
+        else:
+            found[path] = value
+
+    walk(config.model_dump(mode="json"), "")
+    return found
+
+
+def row(result: TrialResult) -> dict[str, Any]:
+    """A trial's line of leaderboard.csv."""
     outcome = result.outcome
     return {
         "trial": result.id,

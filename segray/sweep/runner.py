@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import optuna
-import torch
 
 from segray.config import (
     Interrupted,
@@ -21,16 +20,20 @@ from segray.config import (
     WorkError,
     reachable,
     trial_config,
+    trial_count,
 )
-from segray.data import Dataset, cores, open_dataset, read_splits
+from segray.data import Dataset, open_dataset
 from segray.models import save_model
 from segray.sweep import space
-from segray.sweep.cluster import Plan, plan, ray_cluster
-from segray.sweep.progress import Screen
-from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked
+from segray.sweep.cluster import Plan, plan, ray_cluster, this_machine
+from segray.sweep.preflight import check_inputs, place_final, place_search
+from segray.sweep.progress import Screen, count
+from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked, row
 from segray.sweep.search import FixedList, Search, make_spec
 from segray.sweep.trial import run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
+
+SMOKE_IMAGES = 8  # of each split, or a batch
 
 
 @dataclass(frozen=True)
@@ -46,31 +49,94 @@ class SweepResult:
         """The winner of the search."""
         return self.trials[0]
 
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """The leaderboard: trial, state, best_value, epochs, parameters, ..., the best first."""
+        return [row(trial) for trial in self.trials]
 
-def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
+
+def run_sweeps(configs: Sequence[SweepConfig], *, resume: bool = False) -> list[SweepResult]:
+    """Run sweeps one after the other; one that fails does not keep the next from its turn.
+
+    Raises what `run_sweep` raised, once all have had theirs.
+    """
+    taken: dict[Path, int] = {}
+    for config in configs:
+        path = Path(config.storage) / config.name
+        taken[path] = taken.get(path, 0) + 1
+        if not resume:
+            RunFolder.check_free(config)
+    if twice := [str(path) for path, times in taken.items() if times > 1]:
+        raise RequestError(f"{twice[0]} is the run folder of two of these files: change a name")
+    results, errors = [], []
+    for config in configs:
+        screen = _screen(config)
+        try:
+            results.append(run_sweep(config, screen, resume=resume))
+        except Interrupted:
+            raise
+        except SegrayError as error:
+            if len(configs) == 1:
+                raise
+            screen.say(f"{config.name} ended with an error: {error}")
+            errors.append(error)
+    if errors:
+        raise WorkError(f"{len(errors)} of {len(configs)} sweeps ended with an error, see above")
+    return results
+
+
+def smoke(config: SweepConfig) -> SweepConfig:
+    """The sweep made small: 2 trials, 1 epoch, a few images of each split, one final training."""
+    length = ("train.epochs", "train.schedule.warmup_steps")  # no longer searched
+    plain = config.model_dump(mode="json")
+    plain["name"] = f"{config.name[:58]}-smoke"
+    plain["data"]["limit"] = max(SMOKE_IMAGES, *reachable(config, "train.batch_size"))
+    plain["train"]["epochs"] = 1
+    plain["train"]["schedule"]["warmup_steps"] = 0
+    plain["run_cap"] = 2
+    plain["early_terminate"] = None
+    plain["parameters"] = {k: v for k, v in plain["parameters"].items() if k not in length}
+    plain["start_points"] = [
+        {name: value for name, value in point.items() if name not in length}
+        for point in plain["start_points"]
+    ]
+    if config.final is not None:
+        plain["final"]["seeds"] = plain["final"]["seeds"][:1]
+    return SweepConfig.model_validate(plain)
+
+
+def run_sweep(
+    config: SweepConfig, screen: Screen | None = None, *, resume: bool = False
+) -> SweepResult:
     """Run a sweep to its end and return what it found.
 
-    Raises RequestError for a request that cannot be met, WorkError where no trial could be scored.
+    `resume` takes up the run that this config began: what had ended keeps its results, the rest
+    goes on from its checkpoints. Raises RequestError for a request that cannot be met, WorkError
+    where no trial could be scored.
     """
     screen = screen or _screen(config)
-    dataset = _prepare(config, screen)
+    begun = RunFolder.resume(config) if resume else None
+    check_inputs(config, screen, new=begun is None)
     with _interruptible(config), ray_cluster() as cluster:
-        search = plan(config.resources, cluster, config.run_cap)
-        final = _final_plan(config, cluster)
-        folder = RunFolder.create(config)
-        screen.say(
-            f"{_count(config.run_cap, 'trial')} of up to {_count(config.train.epochs, 'epoch')} by "
-            f"{config.method}, "
-            f"{search.concurrent} at a time: {_describe(search)}"
-        )
-        if config.final is not None:
-            screen.say(f"then the winner again with {_count(len(config.final.seeds), 'seed')}")
-        trials = _search(config, folder, search, screen)
-        _require_score(trials, folder)
-        finals = _final(config, folder, final, trials[0], screen) if final else []
-    scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
-    kept = (scored or trials)[0]
-    _export(config, folder, dataset, kept)
+        search = place_search(config, cluster, screen)
+        final = place_final(config, cluster)
+        dataset = _open_dataset(config, screen)
+        folder = begun or RunFolder.create(config)
+        with folder.hold(lambda: screen.say("waiting for the last processes of the earlier run")):
+            screen.say(
+                f"{count(trial_count(config), 'trial')} of up to "
+                f"{count(config.train.epochs, 'epoch')} by {config.method}, "
+                f"{search.concurrent} at a time: {search}"
+            )
+            if config.final is not None:
+                seeds = count(len(config.final.seeds), "seed")
+                screen.say(f"then the winner again with {seeds}")
+            trials = _search(config, folder, search, screen)
+            _require_score(trials, folder)
+            finals = _final(config, folder, final, trials[0], screen) if final else []
+            scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
+            kept = (scored or trials)[0]
+            _export(config, folder, dataset, kept)
     result = SweepResult(folder.path, tuple(trials), tuple(finals))
     _summarise(config, result, kept, screen)
     if finals and not scored:
@@ -78,25 +144,33 @@ def run_sweep(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
     return result
 
 
-def run_training(config: SweepConfig, screen: Screen | None = None) -> SweepResult:
-    """One training with the file's own values, without search; leaves what a trial leaves."""
+def run_training(
+    config: SweepConfig, screen: Screen | None = None, *, resume: bool = False
+) -> SweepResult:
+    """One training with the file's own values, without search; leaves what a trial leaves.
+
+    `resume` is as for `run_sweep`.
+    """
     screen = screen or _screen(config)
-    dataset = _prepare(config, screen)
+    begun = RunFolder.resume(config) if resume else None
+    check_inputs(config, screen, new=begun is None)
+    dataset = _open_dataset(config, screen)
     alone = config.resources.model_copy(update={"max_concurrent": 1})
     on_workers = config.resources.workers > 1
-    machines = ray_cluster() if on_workers else contextlib.nullcontext(_this_machine())
+    machines = ray_cluster() if on_workers else contextlib.nullcontext(this_machine())
     with _interruptible(config), machines as machine:
         stage = plan(alone, machine, 1)
-        folder = RunFolder.create(config)
-        spec = make_spec(config, folder, stage, "000", folder.trial("000"), {}, config.seed)
-        queue = FixedList([spec])
-        if on_workers:
-            _run_list(queue, 1, config, folder, stage, screen)
-        else:
-            _run_here(spec, queue, screen)
-    folder.write_leaderboard(queue.results, config.metric.goal)
-    _require_score(queue.results, folder)
-    _export(config, folder, dataset, queue.results[0])
+        folder = begun or RunFolder.create(config)
+        with folder.hold(lambda: screen.say("waiting for the last processes of the earlier run")):
+            spec = make_spec(config, folder, stage, "000", folder.trial("000"), {}, config.seed)
+            queue = FixedList([spec])
+            if on_workers:
+                _run_list(queue, config, folder, stage, screen)
+            elif queue.missing:
+                _run_here(spec, queue, screen)
+            folder.write_leaderboard(queue.results, config.metric.goal)
+            _require_score(queue.results, folder)
+            _export(config, folder, dataset, queue.results[0])
     result = SweepResult(folder.path, tuple(queue.results), ())
     _summarise(config, result, result.best, screen)
     return result
@@ -109,7 +183,9 @@ def _interruptible(config: SweepConfig) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         folder = Path(config.storage) / config.name
-        raise Interrupted(f"interrupted; trials that had ended are in {folder}") from None
+        raise Interrupted(
+            f"interrupted; everything so far is in {folder}. The same command with --resume goes on"
+        ) from None
 
 
 def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
@@ -139,60 +215,9 @@ def _screen(config: SweepConfig) -> Screen:
     return Screen(config.metric.name, config.metric.goal, config.train.epochs)
 
 
-def _prepare(config: SweepConfig, screen: Screen) -> Dataset:
-    """Everything that can be found wrong before Ray starts, the cheapest first."""
-    RunFolder.check_free(config)
-    screen.say(f"{config.name}: {config.model.name} on {config.data.format}")
+def _open_dataset(config: SweepConfig, screen: Screen) -> Dataset:
     with screen.bars() as progress:
-        _, splits = read_splits(config.data, progress)
-        _check_steps(config, len(splits.train))
-        fixed = trial_config(config, {}, seed=config.seed, workers=1, gpus_per_worker=0, threads=1)
-        # Fetches pretrained weights once, before trials ask for them side by side.
-        parameters = sum(p.numel() for p in build_trial_model(fixed).parameters())
-        dataset = open_dataset(config.data, progress)
-    screen.say(
-        f"images {len(splits.train)} train, {len(splits.val)} val, {len(splits.test)} test at "
-        f"{config.data.size[0]}x{config.data.size[1]}, {len(dataset.classes)} classes"
-    )
-    screen.say(f"model {config.model.name}, {parameters / 1e6:.2f}M parameters")
-    return dataset
-
-
-def _check_steps(config: SweepConfig, images: int) -> None:
-    """Raises RequestError for a batch or a warm-up that train's number of images cannot fill."""
-    batch = max(reachable(config, "train.batch_size"))
-    if batch > images:
-        raise RequestError(
-            f"train.batch_size: a batch of {batch} needs that many images; train has {images}"
-        )
-    epochs = min(reachable(config, "train.epochs"))
-    warmup = max(reachable(config, "train.schedule.warmup_steps"))
-    steps = epochs * (images // batch)
-    if warmup >= steps:
-        raise RequestError(
-            f"train.schedule.warmup_steps: {warmup} steps of warm-up, and training has {steps}: "
-            f"{epochs} epochs x ({images} images // a batch of {batch}). The learning rate would "
-            f"never be reached: lower it, as in train.schedule.warmup_steps={steps // 10}"
-        )
-
-
-def _final_plan(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | None:
-    """Seeds side by side where they fit, and every core used."""
-    if config.final is None:
-        return None
-    workers, seeds = config.final.workers, len(config.final.seeds)
-    side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // workers))
-    limit = config.resources.max_concurrent
-    if limit != "auto":
-        side_by_side = min(side_by_side, limit)
-    resources = config.resources.model_copy(
-        update={"workers": workers, "max_concurrent": side_by_side}
-    )
-    return plan(resources, cluster, seeds)
-
-
-def _this_machine() -> dict[str, float]:
-    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
+        return open_dataset(config.data, progress)
 
 
 def _search(
@@ -202,20 +227,25 @@ def _search(
     from segray.sweep.engine import run_trials
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with screen.trials(config.run_cap), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        search = Search(config, folder, stage)
-        run_trials(
-            search,
-            stage,
-            screen,
-            board=f"segray-{folder.sweep_id}-search",
-            scratch=folder.path / ".ray",
-            total=config.run_cap,
-            goal=config.metric.goal,
-            pruner=space.pruner(config),
-            deadline=search.deadline,
+    search = Search(config, folder, stage)
+    if search.asked:
+        screen.say(
+            f"taken up again: {count(len(search.results), 'trial')} had ended, "
+            f"{len(search.unfinished)} had begun and go on from their last epoch"
         )
+    if search.missing and not search.closed:
+        with screen.trials(trial_count(config), search.results):
+            run_trials(
+                search,
+                stage,
+                screen,
+                folder=folder,
+                total=search.missing,
+                goal=config.metric.goal,
+                pruner=space.pruner(config),
+                deadline=search.deadline,
+                past=search.past(),
+            )
     results = ranked(search.results, config.metric.goal)
     if search.too_many_failed:
         screen.leaderboard(results, "Trials")
@@ -225,7 +255,7 @@ def _search(
             f"{config.budget.max_failed_trials}: {'; '.join(reasons)}\n"
             f"Each one's log is in {folder.path}/trials/<id>/log.txt"
         )
-    if len(results) < config.run_cap:
+    if len(results) < trial_count(config):
         screen.say(f"budget.hours={config.budget.hours} is used up after {len(results)} trials")
     return results
 
@@ -237,8 +267,8 @@ def _final(
     assert config.final is not None
     seeds = config.final.seeds
     screen.say(
-        f"final: trial {winner.id} trained again with {_count(len(seeds), 'seed')} and scored on "
-        f"test: {_describe(stage)}"
+        f"final: trial {winner.id} trained again with {count(len(seeds), 'seed')} and scored on "
+        f"test: {stage}"
     )
     specs = [
         make_spec(
@@ -254,7 +284,7 @@ def _final(
         for seed in seeds
     ]
     queue = FixedList(specs)
-    _run_list(queue, len(specs), config, folder, stage, screen)
+    _run_list(queue, config, folder, stage, screen)
     results = ranked(queue.results, config.metric.goal)
     for result in results:
         if not (result.folder / "metrics.json").is_file():
@@ -263,34 +293,36 @@ def _final(
 
 
 def _run_list(
-    queue: FixedList,
-    total: int,
-    config: SweepConfig,
-    folder: RunFolder,
-    stage: Plan,
-    screen: Screen,
+    queue: FixedList, config: SweepConfig, folder: RunFolder, stage: Plan, screen: Screen
 ) -> None:
     """Run given trials to their own ends: nothing prunes them."""
     from segray.sweep.engine import run_trials
 
-    with screen.trials(total):
+    if not queue.missing:
+        return
+    with screen.trials(queue.missing + len(queue.results), queue.results):
         run_trials(
             queue,
             stage,
             screen,
-            board=f"segray-{folder.sweep_id}-list",
-            scratch=folder.path / ".ray",
-            total=total,
+            folder=folder,
+            total=queue.missing,
             goal=config.metric.goal,
             pruner=optuna.pruners.NopPruner(),
         )
 
 
 def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: TrialResult) -> None:
-    """best/: the weights of the best training, as predict and transformers load them."""
+    """best/: the weights of the best training, as predict and transformers load them.
+
+    A sweep that was taken up again with nothing left to do may have been cleaned: best/ stays.
+    """
+    weights = best.folder / "checkpoint" / "best.safetensors"
+    if not weights.is_file() and (folder.path / "best").is_dir():
+        return
     fixed = trial_config(config, best.assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
     model = build_trial_model(fixed)
-    checkpoint.load(best.folder / "checkpoint" / "best.safetensors", model)
+    checkpoint.load(weights, model)
     save_model(model, folder.path / "best", class_names=dataset.classes)
 
 
@@ -318,8 +350,9 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
         screen.line(f"Test: mIoU {spread} (mean and standard deviation of {len(scored)} seeds)")
     failed = [trial.id for trial in result.trials if trial.outcome.state == "failed"]
     if failed:
-        count = _count(len(failed), "trial")
-        screen.line(f"Failed: {count} ({', '.join(failed)}): see trials/<id>/log.txt")
+        screen.line(
+            f"Failed: {count(len(failed), 'trial')} ({', '.join(failed)}): see trials/<id>/log.txt"
+        )
     folder = result.folder
     screen.line(f"\nEverything is in {folder}")
     screen.line("  leaderboard.csv   a row a trial")
@@ -329,15 +362,6 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
     screen.line(f"  best/             the weights of {kept.id}")
     if (folder / "wandb").is_dir():
         screen.line(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")
-
-
-def _describe(stage: Plan) -> str:
-    gpus = f", {stage.gpus_per_worker:g} GPU" if stage.gpus_per_worker else ""
-    return f"{_count(stage.workers, 'worker')} of {_count(stage.threads, 'CPU')}{gpus} each"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> None:

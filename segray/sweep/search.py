@@ -13,12 +13,29 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from segray.config import SweepConfig, trial_config
+from segray.config import (
+    Assignment,
+    SweepConfig,
+    WorkError,
+    grid,
+    satisfied,
+    trial_config,
+    trial_count,
+)
 from segray.sweep import space
 from segray.sweep.cluster import Plan
-from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked
+from segray.sweep.records import (
+    RunFolder,
+    TrialResult,
+    TrialSpec,
+    ranked,
+    read_config,
+    read_outcome,
+)
+from segray.train import read_records
 
 KEEP_CHECKPOINTS = 3  # the best trials' weights stay on disk
+DRAWS = 1000  # of values for one trial, until `require` allows them
 
 
 class Queue(Protocol):
@@ -31,30 +48,40 @@ class Queue(Protocol):
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: there will be no further one."""
 
-    def epoch(self, trial_id: str, epoch: int, objective: float) -> None:
-        """A trial has finished an epoch."""
-
     def end(self, result: TrialResult) -> None:
         """A trial has ended."""
 
 
 class Search:
-    """A sweep's study: asked for each trial, told of what it did."""
+    """A sweep's study: asked for each trial, told of what it did.
+
+    Whoever opens it again, after a kill or a Ctrl-C, finds it as the records have it: trials that
+    ended are told to the study and ranked, the others come first, under their own ids. What a
+    trial draws depends on the seed, its number and what the study knew, so a sweep that was taken
+    up again draws as one that was never stopped.
+    """
 
     def __init__(self, config: SweepConfig, folder: RunFolder, stage: Plan) -> None:
         self.config, self.folder, self.stage = config, folder, stage
         self.deadline = time.time() + 3600 * config.budget.hours if config.budget.hours else None
         self.results: list[TrialResult] = []
         self.failed = 0
+        _mend_journal(folder.study)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder.study))),
             study_name=config.name,
             direction=config.metric.goal,
-            sampler=space.sampler(config),
+            load_if_exists=True,
         )
-        for point in config.start_points:
-            self.study.enqueue_trial(space.enqueued(point, config.parameters))
+        # What the first trials take as it stands.
+        self.fixed = list(grid(config)) if config.method == "grid" else list(config.start_points)
+        self.total = trial_count(config)
         self.asked: dict[str, optuna.Trial] = {}
+        self.unfinished: list[TrialSpec] = []
+        for frozen in self.study.get_trials(deepcopy=False):
+            self._take_up(frozen)
+        if self.results:
+            self._write()
 
     @property
     def too_many_failed(self) -> bool:
@@ -65,52 +92,127 @@ class Search:
     def closed(self) -> bool:
         return self.too_many_failed
 
+    @property
+    def missing(self) -> int:
+        """How many of the asked trials have not ended."""
+        return self.total - len(self.results)
+
+    def past(self) -> dict[str, list[tuple[int, float]]]:
+        """(epoch, objective) of what trials reported before this search was opened.
+
+        A trial that goes on reports its last epoch again.
+        """
+        unfinished = {spec.id for spec in self.unfinished}
+        curves = {}
+        for trial_id in self.asked:
+            records = read_records(self.folder.trial(trial_id) / "metrics.jsonl")
+            known = records[:-1] if trial_id in unfinished else records
+            curves[trial_id] = [(record["epoch"], record["objective"]) for record in known]
+        return curves
+
     def next(self) -> TrialSpec | None:
         late = self.deadline is not None and time.time() > self.deadline
-        if late or self.closed or len(self.asked) == self.config.run_cap:
+        if late or self.closed:
             return None
-        trial = self.study.ask()
-        trial_id = f"{trial.number:03d}"
+        if self.unfinished:
+            return self.unfinished.pop(0)
+        if len(self.asked) == self.total:
+            return None
+        trial_id = f"{len(self.asked):03d}"
+        trial, assignment = self._draw(len(self.asked))
+        trial.set_user_attr("assignment", assignment)
+        trial.set_user_attr("trial", trial_id)  # from here on the trial counts
         self.asked[trial_id] = trial
-        assignment = space.suggest(trial, self.config.parameters)
+        return self._spec(trial_id, assignment)
+
+    def end(self, result: TrialResult) -> None:
+        self._book(result)
+        self._write()
+
+    def _take_up(self, frozen: optuna.trial.FrozenTrial) -> None:
+        """Put a trial of the study where its records say it stands."""
+        trial_id = frozen.user_attrs.get("trial")
+        if trial_id is None:  # killed between two draws: it is drawn again
+            if not frozen.state.is_finished():
+                self.study.tell(frozen.number, state=TrialState.FAIL)
+            return
+        self.asked[trial_id] = optuna.Trial(self.study, frozen._trial_id)
+        assignment = frozen.user_attrs["assignment"]
+        folder = self.folder.trial(trial_id)
+        outcome = read_outcome(folder)
+        if outcome is None:
+            self.unfinished.append(self._spec(trial_id, assignment))
+        else:
+            self._book(TrialResult(trial_id, folder, assignment, outcome))
+
+    def _draw(self, number: int) -> tuple[optuna.Trial, Assignment]:
+        """Values that `require` allows; those that it does not stand in the study as failed."""
+        fixed = self.fixed[number] if number < len(self.fixed) else {}
+        for attempt in range(DRAWS):
+            self.study.sampler = space.sampler(self.config, number, fixed, attempt)
+            trial = self.study.ask()
+            assignment = space.suggest(trial, self.config.parameters)
+            if satisfied(self.config, assignment):
+                return trial, assignment
+            self.study.tell(trial, state=TrialState.FAIL)
+        raise WorkError(
+            f"require: none of {DRAWS} draws for trial {number:03d} met it; widen parameters or "
+            "require"
+        )
+
+    def _spec(self, trial_id: str, assignment: Mapping[str, Any]) -> TrialSpec:
         path = self.folder.trial(trial_id)
         return make_spec(
             self.config, self.folder, self.stage, trial_id, path, assignment, self.config.seed
         )
 
-    def epoch(self, trial_id: str, epoch: int, objective: float) -> None:
-        self.asked[trial_id].report(objective, epoch)
-
-    def end(self, result: TrialResult) -> None:
+    def _book(self, result: TrialResult) -> None:
         self.results.append(result)
         state, objective = result.outcome.state, result.outcome.objective
+        failed = state == "failed" or (objective is None and state != "diverged")
+        self.failed += failed
         trial = self.asked[result.id]
-        if state == "failed" or (objective is None and state != "diverged"):
-            self.failed += 1
+        if self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+            return
+        for record in read_records(result.folder / "metrics.jsonl"):
+            trial.report(record["objective"], record["epoch"])
+        if failed:
             self.study.tell(trial, state=TrialState.FAIL)
         elif state in ("pruned", "diverged"):
             # TPE ranks a pruned trial by how far it came, below all that were not; one without any
             # epoch last of all. That is what a diverged trial deserves, without a made-up value.
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
-            assert objective is not None
             self.study.tell(trial, objective)
-        self.folder.write_leaderboard(self.results, self.config.metric.goal)
-        self._tidy()
 
-    def _tidy(self) -> None:
-        """Drop the checkpoints that nothing will ask for: all but the best trials' best."""
-        for place, result in enumerate(ranked(self.results, self.config.metric.goal)):
+    def _write(self) -> None:
+        """The leaderboard; and drop the checkpoints that nothing will ask for: all but the best
+        trials' best.
+        """
+        results = ranked(self.results, self.config.metric.goal)
+        self.folder.write_leaderboard(results, self.config.metric.goal)
+        for place, result in enumerate(results):
             if place >= KEEP_CHECKPOINTS or result.outcome.state == "failed":
                 shutil.rmtree(result.folder / "checkpoint", ignore_errors=True)
 
 
 class FixedList:
-    """Given trials, one after the other, without a study."""
+    """Given trials, one after the other, without a study; those that had ended stay as they are."""
 
     def __init__(self, specs: Sequence[TrialSpec]) -> None:
-        self._waiting = list(specs)
+        self._waiting: list[TrialSpec] = []
         self.results: list[TrialResult] = []
+        for spec in specs:
+            outcome = read_outcome(spec.folder)
+            if outcome is None:
+                self._waiting.append(spec)
+            else:
+                self.results.append(TrialResult(spec.id, spec.folder, spec.assignment, outcome))
+
+    @property
+    def missing(self) -> int:
+        """How many trials have not ended."""
+        return len(self._waiting)
 
     @property
     def closed(self) -> bool:
@@ -119,11 +221,20 @@ class FixedList:
     def next(self) -> TrialSpec | None:
         return self._waiting.pop(0) if self._waiting else None
 
-    def epoch(self, trial_id: str, epoch: int, objective: float) -> None:
-        pass
-
     def end(self, result: TrialResult) -> None:
         self.results.append(result)
+
+
+def _mend_journal(path: Path) -> None:
+    """Take away what a killed sweep can leave in the study's journal: half a line, and its lock.
+
+    Whoever calls this holds the run folder, so that nobody else writes.
+    """
+    for lock in path.parent.glob(f"{path.name}.lock*"):
+        lock.unlink(missing_ok=True)
+    if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(text.rfind(b"\n") + 1)
 
 
 def make_spec(
@@ -136,11 +247,16 @@ def make_spec(
     seed: int,
     scores_test: bool = False,
 ) -> TrialSpec:
-    """A trial of `config` as one process can be given it."""
+    """A trial of `config` as one process can be given it.
+
+    One that was begun before keeps the config that it began with: it decides the numbers.
+    """
+    begun = read_config(path)
     return TrialSpec(
         id=trial_id,
         folder=path,
-        config=trial_config(
+        config=begun
+        or trial_config(
             config,
             assignment,
             seed=seed,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -18,7 +20,14 @@ import numpy as np
 import torch
 
 from segray.data import Dataset, open_dataset
-from segray.sweep.records import TrialSpec, failed_outcome, write_config, write_outcome, write_text
+from segray.sweep.records import (
+    TrialSpec,
+    at_work_in,
+    failed_outcome,
+    write_config,
+    write_outcome,
+    write_text,
+)
 from segray.tracking import TrackedImage, Tracker, start_tracker
 from segray.train import (
     Metrics,
@@ -42,10 +51,12 @@ Tell = Callable[[Metrics], Stop | None]
 def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
     """Train a trial to its end, in each of its workers; worker 0 keeps the records and tracks.
 
-    What is raised has been written to the trial's log.txt and outcome.json.
+    A trial that was begun before goes on. What is raised has been written to the trial's log.txt
+    and outcome.json.
     """
     first = distributed.rank() == 0
-    with _log_to(spec.folder / "log.txt") if first else contextlib.nullcontext():
+    printed = _printed_to(spec.folder / "log.txt") if first else contextlib.nullcontext()
+    with at_work_in(spec.run_folder), printed:
         try:
             return _run(spec, device, tell, first)
         except Exception as error:
@@ -77,7 +88,8 @@ def tune_trainable(config: Mapping[str, Any]) -> None:
         tune.report(_headline(metrics))
         return verdict
 
-    run_trial(spec, trial_device(spec), tell)
+    with _everything_to(spec.folder / "log.txt"):
+        run_trial(spec, trial_device(spec), tell)
 
 
 def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
@@ -128,7 +140,8 @@ def _train_worker(config: Mapping[str, Any]) -> None:
         ray.train.report(_headline(metrics))  # a barrier: every worker has to call it
         return verdict
 
-    run_trial(spec, ray.train.torch.get_device(), tell)
+    with _everything_to(spec.folder / "log.txt"):
+        run_trial(spec, ray.train.torch.get_device(), tell)
 
 
 def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outcome:
@@ -138,6 +151,8 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     if first:
         write_config(spec)
     tracker = _start_tracker(spec, dataset, first)
+    for record in read_records(spec.folder / "metrics.jsonl") if first else ():
+        tracker.log(_shown(record), epoch=record["epoch"])  # of a trial that goes on
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
@@ -175,8 +190,7 @@ class _Reporter:
         self._tracker, self._tell, self._metric, self._epochs = tracker, tell, metric, epochs
 
     def report(self, metrics: Metrics) -> Stop | None:
-        shown = {name: value for name, value in metrics.items() if name != "confusion"}
-        self._tracker.log(shown, epoch=metrics["epoch"])
+        self._tracker.log(_shown(metrics), epoch=metrics["epoch"])
         print(
             f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
             f"{metrics['value']:.4f}  best {metrics['best']:.4f}  "
@@ -184,6 +198,11 @@ class _Reporter:
             flush=True,
         )
         return self._tell(metrics)
+
+
+def _shown(metrics: Metrics) -> Metrics:
+    """What the tracker is told."""
+    return {name: value for name, value in metrics.items() if name != "confusion"}
 
 
 def _headline(metrics: Metrics) -> Metrics:
@@ -278,8 +297,8 @@ def _best_model(spec: TrialSpec, device: torch.device) -> tuple[torch.nn.Module,
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Everything printed meanwhile goes to the end of `path`."""
+def _printed_to(path: Path) -> Iterator[None]:
+    """What Python prints meanwhile goes to the end of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         path.open("a", buffering=1) as file,
@@ -287,3 +306,25 @@ def _log_to(path: Path) -> Iterator[None]:
         contextlib.redirect_stderr(file),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _everything_to(path: Path) -> Iterator[None]:
+    """What this process writes meanwhile goes to the end of `path`: libraries' output too, and a
+    crash's last words. For a process that does nothing but run trials.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    with path.open("ab", buffering=0) as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for descriptor, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)

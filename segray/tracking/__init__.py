@@ -15,7 +15,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mode", "TrackedImage", "Tracker", "start_tracker"]
+from segray.tracking.client import Readiness, check
+
+__all__ = ["Mode", "Readiness", "TrackedImage", "Tracker", "check", "start_tracker"]
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -36,8 +38,15 @@ class TrackedImage:
 class Tracker(Protocol):
     """What a training tells the outside world. No method raises, and none waits for long."""
 
+    warning: str | None
+    """What last went wrong and what it means, in one line; None while all is well."""
+
     def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
-        """Show one epoch's metrics at step `epoch`; NaN, infinity and None are left out."""
+        """Show one epoch's metrics at step `epoch`; NaN, infinity and None are left out.
+
+        An epoch that was told before is left out: after a resume, tell all of them again, as what a
+        killed process had told may not have left it.
+        """
 
     def finish(
         self,
@@ -56,6 +65,8 @@ class Tracker(Protocol):
 
 class _NoTracker:
     """Tracking switched off: touches nothing."""
+
+    warning: str | None = None
 
     def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
         pass
@@ -88,8 +99,9 @@ def start_tracker(
 
     `auto` obeys WANDB_MODE, and otherwise is online where W&B knows a key (WANDB_API_KEY, or its
     netrc entry) and offline where not. Files go to `folder`/wandb. A `run_id` seen before goes on.
-    `classes` are the K class names. Whatever goes wrong is said once, as a warning of the logger
-    "segray": online falls back to offline, offline to none. Nothing is raised.
+    `classes` are the K class names. Whatever goes wrong stands in the tracker's `warning`, and is
+    said once by the logger "segray": online falls back to offline, offline to none. Nothing is
+    raised.
     """
     # Decided before the import below: switched off must not cost it.
     disabled_by_environment = os.environ.get("WANDB_MODE", "").lower() == "disabled"

@@ -1,20 +1,22 @@
 """The tracker that talks to W&B: every call into the client is guarded, silent, bounded in time."""
 
+from __future__ import annotations
+
+import json
 import logging
 import math
-import netrc
-import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from threading import Thread
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
+
+from segray.tracking import client
+from segray.tracking.client import GRACE_SECONDS, Online, tear_down, told, ways, within
 
 if TYPE_CHECKING:  # the client is slow to import, and absent is a case to survive
     import wandb
@@ -22,12 +24,6 @@ if TYPE_CHECKING:  # the client is slow to import, and absent is a case to survi
     from segray.tracking import Mode, TrackedImage
 
 _log = logging.getLogger("segray")
-_T = TypeVar("_T")
-_Online = Literal["online", "offline"]
-
-INIT_SECONDS = 20.0  # for a run to start, and for any later call but the last
-FINISH_SECONDS = 60.0  # for what is left to upload; the rest stays on disk for `wandb sync`
-_GRACE_SECONDS = 10.0  # the client's own limits come first: they leave it in order
 _IGNORED = 255
 
 # A reused worker starts one tracker a trial: a server that is down is news only once a process.
@@ -35,35 +31,45 @@ _said: set[str] = set()
 
 
 class WandbTracker:
-    """One W&B run: online, or else offline, or else nothing."""
+    """One W&B run: online, or else offline, or else nothing.
+
+    All its epochs are told again whenever a run is started, so the newest of its folders, with what
+    the server has, is always the whole story: W&B's own log of a process that was killed is cut off
+    or empty, as the client writes it late.
+    """
 
     def __init__(
-        self, mode: "Mode", *, folder: Path, classes: Sequence[str], **identity: Any
+        self, mode: Mode, *, folder: Path, classes: Sequence[str], **identity: Any
     ) -> None:
+        self.warning: str | None = None
         self._folder, self._classes, self._identity = folder, classes, identity
         self._offline = f"this run goes on offline in {folder / 'wandb'}"
         self._run: wandb.Run | None = None
-        self._modes: list[_Online] = []  # still to be tried, the best first
+        self._writing: FileLock | None = None
+        self._told: dict[int, dict[str, object]] = {}  # by epoch
+        self._modes: list[Online] = []  # still to be tried, the best first
         try:
-            self._modes = _within(INIT_SECONDS, lambda: _modes(mode))
+            self._modes, why = within(client.INIT_SECONDS, lambda: ways(mode))
+            if mode == "online" and self._modes == ["offline"]:
+                self._say(why, self._offline)
         except (Exception, SystemExit) as error:
-            self._say(error, "this run is not tracked")
-        if mode == "online" and self._modes == ["offline"]:
-            self._say(LookupError("no API key is known"), self._offline)
+            self._say(told(error), "this run is not tracked")
         self._use(lambda run: None)
 
     def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
         """See Tracker."""
+        if epoch in self._told:
+            return
         row = _finite(metrics)
-        # commit: W&B would otherwise hold the row back until the next epoch arrives.
-        self._use(lambda run: run.log(row, step=epoch, commit=True))
+        self._use(lambda run: _log_row(run, epoch, row))
+        self._told[epoch] = row
 
     def finish(
         self,
         summary: Mapping[str, object],
         *,
         confusion: NDArray[np.int64] | None = None,
-        images: Sequence["TrackedImage"] = (),
+        images: Sequence[TrackedImage] = (),
         failed: bool = False,
     ) -> None:
         """See Tracker."""
@@ -83,153 +89,98 @@ class WandbTracker:
 
         # One by one: a picture that cannot be shown must not cost the summary. The pictures share a
         # row of their own, as the last epoch's has been sent.
-        self._last(INIT_SECONDS, summarize, "the summary is not shown")
+        limit = client.INIT_SECONDS
+        self._last(limit, summarize, "the summary is not shown")
         if confusion is not None:
-            self._last(INIT_SECONDS, lambda: chart(confusion), "the confusion matrix is not shown")
+            self._last(limit, lambda: chart(confusion), "the confusion matrix is not shown")
         if images:
-            self._last(INIT_SECONDS, gallery, "the images are not shown")
+            self._last(limit, gallery, "the images are not shown")
         kept = f"what was not uploaded is kept in {self._folder / 'wandb'}"
-        close = FINISH_SECONDS + _GRACE_SECONDS
-        self._last(close, lambda: run.finish(exit_code=int(failed)), kept)
+        self._last(client.FINISH_SECONDS + GRACE_SECONDS, lambda: _close(run, failed), kept)
+        self._release()
 
     def _last(self, seconds: float, action: Callable[[], None], otherwise: str) -> None:
         try:
-            _within(seconds, action)
+            within(seconds, action)
         except (Exception, SystemExit) as error:
-            self._say(error, otherwise)
+            self._say(told(error), otherwise)
 
-    def _use(self, action: Callable[["wandb.Run"], None]) -> None:
+    def _use(self, action: Callable[[wandb.Run], None]) -> None:
         """Do `action` on the run; where that fails, on a new run in the next mode that is left."""
         while self._run is not None or self._modes:
             try:
                 if self._run is None:
                     start = partial(self._start, self._modes.pop(0))
-                    self._run = _within(INIT_SECONDS + _GRACE_SECONDS, start)
-                _within(INIT_SECONDS, partial(action, self._run))
+                    self._run = within(client.INIT_SECONDS + GRACE_SECONDS, start)
+                within(client.INIT_SECONDS, partial(action, self._run))
                 return
             except (Exception, SystemExit) as error:
                 self._run = None
+                self._release()
                 otherwise = "this run is not tracked any further"
-                self._say(error, self._offline if self._modes else otherwise)
-                _tear_down()
+                self._say(told(error), self._offline if self._modes else otherwise)
+                tear_down()
 
-    def _start(self, mode: _Online) -> "wandb.Run":
+    def _start(self, mode: Online) -> wandb.Run:
         import wandb
 
-        wandb.setup(_settings())  # silent for login too, also after a tear-down
+        wandb.setup(client.settings())  # silent for login too, also after a tear-down
         # Made here, as the client would silently turn to the system's temporary folder.
         (self._folder / "wandb").mkdir(parents=True, exist_ok=True)
-        return wandb.init(
+        run = wandb.init(
             **self._identity,
             mode=mode,
             dir=self._folder,
             resume="allow",
             reinit="finish_previous",  # one that a crashed trial left open in this process
-            settings=_settings(),
+            settings=client.settings(),
         )
+        self._writing = writing(Path(run.settings.sync_dir))
+        self._writing.acquire(blocking=False)
+        for epoch, row in self._told.items():
+            _log_row(run, epoch, row)
+        return run
 
-    def _say(self, error: BaseException, consequence: str) -> None:
-        cause = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
-        if key := os.environ.get("WANDB_API_KEY"):
-            cause = cause.replace(key, "(key)")
+    def _release(self) -> None:
+        if self._writing is not None:
+            self._writing.release()
+
+    def _say(self, cause: str, consequence: str) -> None:
+        self.warning = f"W&B: {cause}; {consequence}"
         news = cause.replace(str(self._identity["id"]), "")
         if news in _said:
             return
         _said.add(news)
         _log.warning(
-            "W&B: %s; %s. segray's own records are complete. Check the network, WANDB_BASE_URL"
-            " and `wandb login`; upload later with `wandb sync`, or switch tracking off.",
-            cause,
-            consequence,
+            "%s. segray's own records are complete. Check network, WANDB_BASE_URL and key;"
+            " upload later with `segray sync %s`, or switch tracking off.",
+            self.warning,
+            self._folder,
         )
 
 
-def _within(seconds: float, action: Callable[[], _T]) -> _T:
-    """The result of `action`; TimeoutError when it takes longer (it is then left behind)."""
-    result: Future[_T] = Future()
-
-    def work() -> None:
-        try:
-            result.set_result(action())
-        except BaseException as error:  # carried to the caller, whatever it is
-            result.set_exception(error)
-
-    # Not an executor: that one would wait for a stuck thread when Python exits.
-    Thread(target=work, daemon=True, name="segray-tracking").start()
-    try:
-        return result.result(timeout=seconds)
-    except TimeoutError:
-        if result.done():
-            raise
-        raise TimeoutError(f"W&B did not answer within {seconds:g} s") from None
+def writing(run_folder: Path) -> FileLock:
+    """The lock that whoever writes or uploads a run's folder holds; it ends with the process."""
+    return FileLock(run_folder / "segray.lock", thread_local=False)
 
 
-def _tear_down() -> None:
-    """End the client's service process: it would hold on to the id of the run that failed."""
-    try:
-        import wandb
-
-        _within(_GRACE_SECONDS, wandb.teardown)
-    except (Exception, SystemExit) as error:
-        _log.debug("W&B: the client did not end in order: %r", error)
+def _log_row(run: wandb.Run, epoch: int, row: Mapping[str, object]) -> None:
+    # commit: W&B would otherwise hold the row back until the next epoch arrives. Epochs that the
+    # server has are left out by the client: they lie before the step that it goes on from.
+    run.log(dict(row), step=epoch, commit=True)
 
 
-def _settings() -> "wandb.Settings":
-    """Silent, bounded, and without what W&B would collect about the host, the code and the user."""
-    import wandb
-
-    return wandb.Settings(
-        silent=True,
-        console="off",
-        init_timeout=INIT_SECONDS,
-        login_timeout=INIT_SECONDS,
-        x_service_wait=INIT_SECONDS,
-        finish_timeout=FINISH_SECONDS,
-        finish_timeout_raises=True,
-        allow_offline_artifacts=False,  # would put tables outside the folder, unsynced
-        disable_git=True,
-        disable_code=True,
-        disable_job_creation=True,
-        save_code=False,
-        use_dot_wandb=False,
-        host="segray",
-        program="segray",
-        x_disable_meta=True,
-        x_save_requirements=False,
-        stop_fn=_stop_pressed,
-    )
-
-
-def _stop_pressed() -> None:
-    """W&B's stop button would interrupt the main thread, which is the worker, not the trial."""
-    _log.warning("W&B: a stop was asked for in the browser; segray ends trials itself and goes on.")
-
-
-def _modes(mode: "Mode") -> list[_Online]:
-    """The modes to try, the best first."""
-    # Read at import. The client's reports about itself would go to W&B even from an offline run,
-    # be printed when they cannot, and hold Python back at exit (30 s, measured).
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    settings = wandb.setup(_settings()).settings  # environment and W&B's settings file
-    if mode == "auto" and settings.mode == "disabled":
-        return []
-    if mode == "offline" or (mode == "auto" and settings.mode in ("offline", "dryrun")):
-        return ["offline"]
-    # Never init online without a key: on a terminal the client would ask for one, and wait.
-    return ["online", "offline"] if _key_known(settings) else ["offline"]
-
-
-def _key_known(settings: "wandb.Settings") -> bool:
-    if settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY"):
-        return True
-    path = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    try:
-        login = netrc.netrc(path).authenticators(urlsplit(settings.base_url).netloc)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return login is not None and bool(login[2])
+def _close(run: wandb.Run, failed: bool) -> None:
+    """Finish the run; one whose upload is whole is marked as `wandb sync` marks it."""
+    settings = run.settings
+    run.finish(exit_code=int(failed))
+    if settings.mode == "online":
+        # Refused uploads are no errors to the client: it finishes, and only its log says so.
+        lines = Path(settings.log_internal).read_text().splitlines()
+        faults = [e["msg"] for e in map(json.loads, lines) if e["level"].startswith("ERROR")]
+        if faults:
+            raise ConnectionError(f"the server did not take everything: {faults[-1]}")
+        Path(f"{settings.sync_file}.synced").touch()
 
 
 def _finite(values: Mapping[str, object]) -> dict[str, object]:
@@ -266,7 +217,7 @@ def _confusion_chart(counts: NDArray[np.int64], classes: Sequence[str]) -> Any:
     )
 
 
-def _masked_image(image: "TrackedImage", classes: Sequence[str]) -> "wandb.Image":
+def _masked_image(image: TrackedImage, classes: Sequence[str]) -> wandb.Image:
     import wandb
 
     labels = {**dict(enumerate(classes)), _IGNORED: "ignored"}

@@ -15,12 +15,14 @@ from segray.train.loop import (
     train,
 )
 from segray.train.metrics import count_pixels, scores
+from segray.train.probe import StepCost, measure_step
 
 __all__ = [
     "Metrics",
     "Outcome",
     "Reporter",
     "State",
+    "StepCost",
     "Stop",
     "autocast_type",
     "build_trial_model",
@@ -28,6 +30,7 @@ __all__ = [
     "count_pixels",
     "distributed",
     "evaluate",
+    "measure_step",
     "predict_masks",
     "read_records",
     "scores",

@@ -142,11 +142,13 @@ class _Training:
         self.progress = _Progress()
 
     def run(self) -> Outcome:
-        self._resume()
+        stop = self._resume()
         epochs = self.config.train.epochs
         early_stop = self.config.train.early_stop
         at = self.progress
         while at.epoch < epochs:
+            if stop is not None:
+                return self._outcome(stop, f"{_WHY[stop]} at epoch {at.epoch}")
             if early_stop is not None and at.epoch - at.reference_epoch >= early_stop.patience:
                 reason = f"no better than {at.reference:.4f} for {early_stop.patience} epochs"
                 return self._outcome("early_stopped", reason)
@@ -160,8 +162,6 @@ class _Training:
                 reason = f"the loss on val became {scored['val/loss']} after epoch {at.epoch + 1}"
                 return self._outcome("diverged", f"{reason} (lr {trained['train/lr']:.2e})")
             stop = self._end_epoch(trained | scored, confusion, started)
-            if stop is not None and at.epoch < epochs:
-                return self._outcome(stop, f"{_WHY[stop]} at epoch {at.epoch}")
         return self._outcome("finished", "")
 
     def _train_epoch(self, epoch: int) -> tuple[str | None, Metrics]:
@@ -274,22 +274,29 @@ class _Training:
                 checkpoint.save(self.best_path, {"epoch": at.epoch, "value": value}, self.model)
             state = {"progress": asdict(at), "schedule": self.lr.state_dict()}
             checkpoint.save(self.last_path, state, self.model, self.optimizer)
+        return self._report(record)
+
+    def _report(self, record: Metrics) -> Stop | None:
         verdict = _STOPS.index(self.reporter.report(record))
         return _STOPS[distributed.from_first(verdict, self.device)]
 
-    def _resume(self) -> None:
-        """Go on from the last checkpoint; forget records of epochs that it does not hold."""
+    def _resume(self) -> Stop | None:
+        """Go on from the last checkpoint; forget records of epochs that it does not hold.
+
+        Its epoch is reported again: whoever was told of it may not have lived to act on it.
+        """
         if self.last_path.is_file():
             state = checkpoint.load(self.last_path, self.model, self.optimizer)
             self.progress = _Progress(**state["progress"])
             self.lr.load_state_dict(state["schedule"])
+        path = self.folder / "metrics.jsonl"
+        kept = [line for line in read_records(path) if line["epoch"] <= self.progress.epoch]
         if self.rank == 0:
-            path = self.folder / "metrics.jsonl"
-            kept = [line for line in read_records(path) if line["epoch"] <= self.progress.epoch]
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(temporary, path)
+        return self._report(kept[-1]) if kept else None
 
     def _objective(self) -> float | None:
         if self.progress.best is None:

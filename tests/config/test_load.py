@@ -140,7 +140,7 @@ def test_the_message_counts_and_lists_the_problems(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(file, HEAD + "run_cap: 0\nseed: x\n")
     first, *rest = str(caught.value).splitlines()
-    assert first == "2 problems in the sweep file"
+    assert first == "2 problems in the request"
     assert rest == [
         f"  {file}:4: run_cap: expected at least 1 (got 0)",
         f"  {file}:5: seed: expected a whole number (got x)",
@@ -152,6 +152,15 @@ def test_the_message_counts_and_lists_the_problems(file: Path) -> None:
     [
         ("sed: 1", "sed: no such key; did you mean seed?"),
         ("zzz: 1", "zzz: no such key; expected one of name, storage, model,"),
+        ("lr: 1", "lr: no such key; did you mean train.optimizer.lr?"),
+        ("learning_rate: 1", "learning_rate: no such key; did you mean train.optimizer.lr?"),
+        ("train: {lr: 1}", "train.lr: no such key; did you mean train.optimizer.lr?"),
+        ("train: {depth: 1}", "train.depth: no such key; did you mean model.depth?"),
+        ("train: {seed: 1}", "train.seed: no such key; did you mean data.seed or seed?"),
+        (
+            "patience: 3",
+            "patience: no such key; did you mean train.early_stop.patience or train.schedule.pat",
+        ),
         ("train: {epoch: 1}", "train.epoch: no such key; did you mean epochs?"),
         ("train: {augment: {flipp: 1}}", "train.augment.flipp: no such key; did you mean flip?"),
         ("tracking: {wandb: {imges: 1}}", "tracking.wandb.imges: no such key; did you mean images"),
@@ -228,6 +237,11 @@ def test_missing_keys_point_at_their_section(file: Path) -> None:
         ),
         ("train: {optimizer: {lr: 0}}", "train.optimizer.lr: expected more than 0 (got 0)"),
         ("train: {augment: {hue: 1}}", "train.augment.hue: expected at most 0.5 (got 1)"),
+        ("method: bayes", "method: expected tpe, random or grid; what W&B calls bayes is tpe here"),
+        (
+            "early_terminate: {type: hyperband}",
+            "early_terminate.type: expected asha; what W&B calls hyperband is asha here",
+        ),
         ("train: {precision: fp64}", "train.precision: expected auto, fp32 or bf16 (got fp64)"),
         ("train: {crop: 5}", "train.crop: expected a list (got 5)"),
         ("train: {crop: [64]}", "train.crop: expected a list of two (got [64])"),
@@ -579,7 +593,7 @@ def test_a_parameter_that_the_file_lacks_is_made_by_overrides(file: Path) -> Non
         ("train.epochs=", "train.epochs: expected a whole number (got null)"),
         ("train.epochs=0", "train.epochs: expected at least 1 (got 0)"),
         ("train.epohcs=3", "train.epohcs: no such key; did you mean epochs?"),
-        ("epochs=3", "epochs: no such key; expected one of"),
+        ("epochs=3", "epochs: no such key; did you mean train.epochs?"),
         (
             "model.width.x=3",
             "model.width.x: model.width holds no keys, so x cannot be set in it (go",
@@ -609,6 +623,19 @@ def test_a_parameter_that_the_file_lacks_is_made_by_overrides(file: Path) -> Non
 def test_a_bad_override_is_named_as_override(file: Path, override: str, expected: str) -> None:
     (line,) = report(file, HEAD, override)
     assert line.startswith(f"override {override}: {expected}")
+
+
+def test_a_refused_override_hides_no_problem_of_the_file_but_at_its_own_key(file: Path) -> None:
+    text = HEAD.replace("scenes,", 'cityscapes, root: "${NOPE}",') + "run_cap: 0\n"
+    first, second = report(file, text, "data.root=[1")
+    assert first.startswith("override data.root=[1: data.root: not valid YAML")
+    assert second.startswith("sweep.yaml:4: run_cap: expected at least 1")
+    lines = report(file, "a: [1\n", "seed", "train.epochs=[1")
+    assert [line.split(": ")[0] for line in lines] == [
+        "override seed",
+        "override train.epochs=[1",
+        "sweep.yaml:2:1",
+    ]
 
 
 def test_overrides_come_before_the_file_in_the_report(file: Path) -> None:

@@ -13,6 +13,7 @@ from segray.config.schema import Augment, Final, Segformer
     ("raw", "distribution"),
     [
         ({"values": [1, 2]}, "categorical"),
+        ({"values": ["None", None, "[1]", [1]]}, "categorical"),
         ({"value": 3}, "constant"),
         ({"value": None}, "constant"),
         ({"min": 1, "max": 4}, "int_uniform"),

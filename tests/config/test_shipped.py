@@ -23,7 +23,9 @@ def test_a_shipped_sweep_loads_and_round_trips(file: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SWEEPS)))
-def test_a_shipped_sweep_opens_with_a_header(file: Path) -> None:
-    first = file.read_text(encoding="utf-8").splitlines()[0]
-    assert first.startswith("# ")
-    assert first.strip("# ")
+def test_a_shipped_sweep_opens_with_its_schema_and_a_header(file: Path) -> None:
+    first, second = file.read_text(encoding="utf-8").splitlines()[:2]
+    assert first == "# yaml-language-server: $schema=schema.json"
+    assert (file.parent / "schema.json").is_file()
+    assert second.startswith("# ")
+    assert second.strip("# ")

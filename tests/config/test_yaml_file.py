@@ -14,9 +14,10 @@ from segray.config.yaml_file import brief, dump, parse_value, read, show
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=8)
 tricky = st.sampled_from(["1e5", "1e-5", "007", "1:30", "2020-01-01", "yes", "~", "", ".nan", "<<"])
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts | tricky
+keys = (texts | tricky).filter(bool)
 plain = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | tricky, inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=10,
 )
 
@@ -89,7 +90,13 @@ def test_aliases_and_merge_keys_are_read(tmp_path: Path) -> None:
     [
         ("a: 1\nb: 2: 3\n", "2:5", "mapping values are not allowed"),
         ("a: 1\nb: [1\n", "3:1", "expected ',' or ']'"),
-        ("a: 1\n\tb: 2\n", "2:1", "cannot start any token"),
+        ("a: 1\n\tb: 2\n", "2:1", "indented with a tab; use spaces"),
+        ("a:\n  b: 1\n   c: 2\n", "3:5", "a key indented deeper than the line above allows"),
+        ("a:\n   b: 1\n  c: 2\n", "3:3", "this key is indented as none above it is"),
+        ("a: 1\nb\nc: 2\n", "3:1", "expected `key: value`, with a space after the colon"),
+        ("a: 'x\nb: 2\n", "3:1", "a quote is not closed"),
+        ("a: {b: 1\n", "2:1", "a { or [ is not closed, or a comma is missing"),
+        ("a: @x\n", "1:4", "this character can begin no value: put the text in quotes"),
         ("a: 1\n---\nb: 1\n", "2:1", "another document"),
         ("a: 1\nb: \x00\n", "2", "character 0x0 is not allowed"),
         ("a: 1\nb: !!int x\n", "2:4", "x cannot be read as int"),
@@ -114,6 +121,7 @@ def test_text_that_is_no_yaml_says_where(tmp_path: Path, text: str, line: str, r
         ("x: 0\na:\n  1: x\n", "a", "expected a key of plain text"),
         ("x: 0\na:\n  null: x\n", "a", "expected a key of plain text"),
         ("x: 0\na:\n  true: x\n", "a", "expected a key of plain text"),
+        ("x: 0\na:\n  '': x\n", "a", "expected a key of plain text"),
         ("x: 0\na:\n  [1]: x\n", "a", "expected a key of plain text"),
         ("x: 0\na:\n  {b: 1}: x\n", "a", "expected a key of plain text"),
         ('x: 0\na:\n  "\\ud800": x\n', "a", "expected a key of plain text"),

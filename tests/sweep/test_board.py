@@ -5,7 +5,7 @@ from segray.sweep import space
 from segray.sweep.board import Board
 
 
-def board(direction="maximize", deadline=None):
+def board(direction="maximize", deadline=None, past=None):
     config = SweepConfig.model_validate(
         {
             "name": "s",
@@ -14,7 +14,7 @@ def board(direction="maximize", deadline=None):
             "early_terminate": {"type": "asha", "min_iter": 2, "eta": 2},
         }
     )
-    return Board(space.pruner(config), direction, deadline)
+    return Board(space.pruner(config), direction, deadline, past or {})
 
 
 def run(board, trial, values):
@@ -48,3 +48,19 @@ def test_a_closed_board_ends_every_trial():
     judge = board()
     judge.close()
     assert judge.report("a", 1, 0.5) == "budget"
+
+
+def test_what_was_reported_before_fills_the_rungs():
+    """Another board, opened with the curves so far, judges as the first one would have."""
+    past = {"a": [(1, 0.1), (2, 0.5), (3, 0.5), (4, 0.6)], "c": [(1, 0.0)]}
+    judge = board(past=past)
+    assert run(judge, "b", [0.0, 0.4]) == (2, "pruned")
+    assert judge.report("c", 1, 0.0) is None  # told again, as by a trial that goes on
+    assert judge.report("c", 2, 0.7) is None
+    assert board().report("b", 2, 0.4) is None  # without the past there is nobody to lose to
+
+
+def test_a_deadline_does_not_keep_the_past_out():
+    past = {"a": [(1, 0.1), (2, 0.5)]}
+    judge = board(deadline=time.time() + 60, past=past)
+    assert run(judge, "b", [0.0, 0.4]) == (2, "pruned")

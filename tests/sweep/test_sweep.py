@@ -134,6 +134,7 @@ def test_a_sweep_leaves_nothing_of_rays_behind(finished):
     _, result = finished
     names = {path.name for path in result.folder.iterdir()}
     expected = {
+        ".lock",
         "sweep.yaml",
         "study.journal",
         "trials",

@@ -122,9 +122,9 @@ def test_killed_and_resumed_equals_never_killed(
     told = tiny.Told()
     outcome = tiny.fit(cut, KINDS[kind], told)
     assert the_same(whole, cut, tiny)
-    assert [metrics["epoch"] for metrics in told.metrics] == list(
-        range(epoch + 1, expected.epochs + 1)
-    )
+    # The last epoch is told again: who was told of it may not have lived to act on it.
+    again = [metrics["epoch"] for metrics in told.metrics]
+    assert again == list(range(epoch, expected.epochs + 1))
     for name in ("state", "reason", "objective", "best_value", "best_epoch", "epochs"):
         assert getattr(outcome, name) == getattr(expected, name)
 
@@ -203,12 +203,19 @@ def test_no_file_has_no_records(tmp_path: Path) -> None:
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
+def test_a_verdict_that_was_lost_with_the_process_is_asked_for_again(tiny, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        tiny.fit(tmp_path, reporter=tiny.Told(2, error=Killed()))
+    outcome = tiny.fit(tmp_path, reporter=tiny.Told(2, "pruned"))
+    assert (outcome.state, outcome.epochs) == ("pruned", 2)
+
+
 def test_a_finished_training_resumed_does_nothing(tiny, tmp_path: Path) -> None:
     first = tiny.fit(tmp_path)
     before = tiny.records(tmp_path)
     told = tiny.Told()
     assert tiny.fit(tmp_path, reporter=told) == first
-    assert told.metrics == []
+    assert [metrics["epoch"] for metrics in told.metrics] == [first.epochs]
     assert tiny.records(tmp_path) == before
 
 

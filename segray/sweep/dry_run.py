@@ -1,0 +1,144 @@
+"""What a sweep would do: nothing is started, drawn, fetched or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from segray.config import Parameter, ScenesData, SweepConfig, SweepFile, trial_count
+from segray.config.yaml_file import brief
+from segray.data import cache_root, is_cached, read_splits
+from segray.sweep.cluster import plan, this_machine
+from segray.sweep.preflight import cache_bytes, check_steps, checkpoint_bytes, first_trial
+from segray.sweep.progress import count, size
+from segray.tracking import check as check_tracking
+from segray.train import build_trial_model
+
+
+def show_plan(sweep: SweepFile) -> None:
+    """Print the resolved config with the source of each value, the search space and the plan.
+
+    Raises RequestError for what can be found wrong without starting anything.
+    """
+    config = sweep.config
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    values = _table(f"{sweep.file}, resolved", "key", "value", "from")
+    for path, value in _leaves(config.model_dump(mode="json"), sweep.sources):
+        if not path.startswith("parameters."):
+            source = sweep.sources[path]
+            values.add_row(path, brief(value), source, style="dim" if source == "default" else None)
+    space = _table("Search space", "parameter", "values", "without a search", "from")
+    for name, parameter in config.parameters.items():
+        own = _at(config.model_dump(mode="json"), name)
+        source = sweep.sources[f"parameters.{name}"]
+        space.add_row(name, _in_words(parameter), brief(own), source)
+    steps = _table("Plan", "", "")
+    steps.show_header = False
+    for name, text in _plan(config):
+        steps.add_row(name, text)
+    for table in (values, *([space] if config.parameters else []), steps):
+        console.print(table)
+        console.print()
+
+
+def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
+    trials, epochs = trial_count(config), config.train.epochs
+    yield "trials", f"{trials} by {config.method}" + _rungs(config)
+    final = count(len(config.final.seeds), "final training") if config.final else "no final stage"
+    yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {final}"
+    if isinstance(config.data, ScenesData):
+        images = config.data.train_images + config.data.test_images
+        yield "images", f"{images} scenes, drawn when it runs"
+    else:
+        _, splits = read_splits(config.data)
+        check_steps(config, len(splits.train))
+        parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+        images = sum(map(len, parts.values()))
+        yield "images", ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        at_once = None
+        yield "places", f"on the Ray cluster at {address}, which is asked when it runs"
+    else:
+        machine = this_machine()
+        stage = plan(config.resources, machine, trials)
+        at_once = stage.concurrent
+        cores = f"{machine['CPU']:g} CPUs and {machine['GPU']:g} GPUs here"
+        yield "places", f"{count(at_once, 'trial')} at a time, {stage}; {cores}"
+    yield "disk", "; ".join(_disk(config, images, at_once or 1))
+    yield "results", f"{Path(config.storage) / config.name}"
+    yield "W&B", check_tracking(config.tracking.wandb.mode, ask=False).says
+
+
+def _rungs(config: SweepConfig) -> str:
+    rule = config.early_terminate
+    if rule is None:
+        return ", each to its end"
+    rungs = []
+    epoch = rule.min_iter
+    while epoch < config.train.epochs:
+        rungs.append(str(epoch))
+        epoch *= rule.eta
+    return f"; after epoch {', '.join(rungs)} the best 1/{rule.eta} go on (ASHA)"
+
+
+def _disk(config: SweepConfig, images: int, at_once: int) -> Iterator[str]:
+    need = size(cache_bytes(config, images))
+    known = not isinstance(config.data, ScenesData) and is_cached(config.data)
+    state = "which is there" if known else "to be built"
+    yield f"{need} of decoded images in {cache_root()}, {state}"
+    if getattr(config.model, "pretrained", None) is None:
+        with torch.device("meta"):  # shapes without numbers
+            model = build_trial_model(first_trial(config))
+        parameters = sum(p.numel() for p in model.parameters())
+        most = size(checkpoint_bytes(config, parameters, at_once))
+        yield f"at most {most} of checkpoints ({parameters / 1e6:.2f}M parameters)"
+
+
+def _in_words(parameter: Parameter) -> str:
+    """The values of a searched key on one line."""
+    plain = parameter.model_dump(mode="json")
+    kind = plain.pop("distribution")
+    asked = [f"{name} in {brief(list(allowed))}" for name, allowed in parameter.when.items()]
+    plain.pop("when", None)
+    when = f", when {' and '.join(asked)}" if asked else ""
+    if "values" in plain:
+        return "one of " + ", ".join(map(brief, plain["values"])) + when
+    if "value" in plain:
+        return f"always {brief(plain['value'])}{when}"
+    low, high = plain.pop("min"), plain.pop("max")
+    more = "".join(f", {key} {brief(value)}" for key, value in plain.items())
+    return f"{kind.removesuffix('_values')} from {brief(low)} to {brief(high)}{more}{when}"
+
+
+def _leaves(
+    data: Mapping[str, Any], sources: Mapping[str, str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of each key that has a source of its own."""
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if path in sources:
+            yield path, value
+        else:
+            yield from _leaves(value, sources, f"{path}.")
+
+
+def _at(data: Any, path: str) -> Any:
+    for key in path.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

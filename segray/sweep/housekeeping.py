@@ -1,0 +1,121 @@
+"""What a run folder says from outside: how far its sweep is, and what it could free."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from segray.config import RequestError, trial_count
+from segray.sweep.progress import Running, Screen, count, size
+from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_outcome
+from segray.train import read_records
+
+
+def show_status(path: Path) -> None:
+    """Print a run's trials, whether it is at work, and how it goes on.
+
+    Reads the records alone, so it works from any machine that sees the folder. Raises RequestError
+    for a folder that is no run's.
+    """
+    folder = RunFolder.open(path)
+    config = folder.config()
+    screen = Screen(config.metric.name, config.metric.goal, config.train.epochs)
+    running = folder.running()
+    ended, begun = _trials(path / "trials", running)
+    finals_ended, finals_begun = _trials(path / "final", running)
+    wanted = len(config.final.seeds) if config.final else 0
+    missing = trial_count(config) - len(ended)
+    screen.line(f"{config.name}: {config.model.name} on {config.data.format}, {path}")
+    screen.line(
+        f"{len(ended)} of {count(trial_count(config), 'trial')} ended"
+        + (f", {len(finals_ended)} of {count(wanted, 'final training')}" if wanted else "")
+    )
+    screen.leaderboard(ended, "Trials, best first", begun)
+    if finals_ended or finals_begun:
+        screen.leaderboard(finals_ended, "Final", finals_begun)
+    if running:
+        screen.line("\nA sweep is at work in this folder.")
+    elif missing > 0 or len(finals_ended) < wanted:
+        screen.line(
+            "\nNo sweep is at work in this folder, and not all is done. To go on:\n"
+            f"  segray sweep {path / 'sweep.yaml'} --resume"
+        )
+    else:
+        screen.line("\nThe sweep is done.")
+
+
+def clean_run(path: Path, confirm: Callable[[str], bool]) -> None:
+    """Say what a run could free, and free it if `confirm` agrees.
+
+    What results depend on stays: records, study, best/, the final stage, W&B runs that were not
+    uploaded, and as long as trials are missing every checkpoint. Raises RequestError for a folder
+    that is no run's, or in which a sweep is at work.
+    """
+    folder = RunFolder.open(path)
+    if folder.running():
+        raise RequestError(f"{path}: a sweep is at work in this folder; wait until it has ended")
+    found = [(entry, _bytes(entry)) for entry in _spare(folder)]
+    console = Console(highlight=False, soft_wrap=True)
+    if not found:
+        console.print(f"{path}: nothing to free")
+        return
+    total = size(sum(taken for _, taken in found))
+    console.print(f"{path} could free {total}:")
+    for entry, taken in found:
+        console.print(f"  {size(taken):>8}  {entry.relative_to(path)}")
+    if confirm("Free it?"):
+        for entry, _ in found:
+            shutil.rmtree(entry)
+        console.print(f"freed {total}")
+
+
+def _spare(folder: RunFolder) -> Iterator[Path]:
+    """Folders that nothing will ask for again."""
+    config = folder.config()
+    ended, _ = _trials(folder.path / "trials")
+    finals, _ = _trials(folder.path / "final")
+    wanted = len(config.final.seeds) if config.final else 0
+    if (
+        len(ended) >= trial_count(config)
+        and len(finals) >= wanted
+        and (folder.path / "best").is_dir()
+    ):
+        yield from sorted(folder.path.glob("trials/*/checkpoint"))
+    for marker in sorted(folder.path.glob("wandb/*run-*/*.synced")):
+        yield marker.parent
+    scratch = folder.path / ".ray"
+    if scratch.is_dir():
+        yield scratch
+
+
+def _trials(path: Path, running: bool = False) -> tuple[list[TrialResult], list[Running]]:
+    """Of the trials in a folder: those that have ended, and those that have not."""
+    ended, begun = [], []
+    for folder in sorted(path.iterdir()) if path.is_dir() else []:
+        outcome = read_outcome(folder)
+        assignment = read_assignment(folder)
+        if outcome is not None:
+            ended.append(TrialResult(folder.name, folder, assignment, outcome))
+            continue
+        records = read_records(folder / "metrics.jsonl")
+        last = records[-1] if records else {}
+        begun.append(
+            Running(
+                folder.name,
+                assignment,
+                started=time.monotonic() - sum(record["time/epoch_s"] for record in records),
+                epoch=last.get("epoch", 0),
+                value=last.get("value"),
+                best=last.get("best"),
+                stopped=not running,
+            )
+        )
+    return ended, begun
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -1,0 +1,286 @@
+"""What can be found wrong before the first trial, the cheapest first: it is cheap now, and dear at
+three in the morning.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segray.config import (
+    RequestError,
+    SweepConfig,
+    TrialConfig,
+    reachable,
+    trial_config,
+    trial_count,
+)
+from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
+from segray.sweep.cluster import Plan, plan
+from segray.sweep.progress import Screen, size
+from segray.sweep.records import RunFolder
+from segray.sweep.search import KEEP_CHECKPOINTS
+from segray.tracking import check as check_tracking
+from segray.train import StepCost, build_trial_model, measure_step
+
+SAMPLE = 32  # pairs of image and mask that are read before the cache is built
+CALM_S = 10.0  # how long a worker may take to start before the person is told
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a sweep is made of, once it is known to be there."""
+
+    images: tuple[int, int, int]  # train, val, test
+    parameters: int  # of the model as the file has it
+
+
+def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> Inputs:
+    """Run folder, images, masks, weights, disk and W&B; raises RequestError for what is missing.
+
+    `new`: the run folder must be free. No image cache is built; a sample of pairs is read.
+    """
+    if new:
+        RunFolder.check_free(config)
+    _check_writable(Path(config.storage))
+    screen.say(f"{config.name}: {config.model.name} on {config.data.format}")
+    with screen.bars() as progress:
+        _, splits = read_splits(config.data, progress)
+        images = (len(splits.train), len(splits.val), len(splits.test))
+        check_steps(config, images[0])
+        report = check_dataset(config.data, limit=SAMPLE)
+    if report.problems:
+        lines = "\n".join(f"  {problem}" for problem in report.problems)
+        raise RequestError(
+            f"a sample of the images shows what a sweep would fail at:\n{lines}\n"
+            "segray data check FILE reads every pair"
+        )
+    # Fetches pretrained weights once, before trials ask for them side by side.
+    parameters = [
+        sum(p.numel() for p in build_trial_model(one).parameters()) for one in _origins(config)
+    ]
+    _check_disk(config, images, max(parameters))
+    screen.say(
+        f"images {images[0]} train, {images[1]} val, {images[2]} test at "
+        f"{config.data.size[0]}x{config.data.size[1]}, {len(config.data.class_names)} classes"
+    )
+    for warning in report.warnings:
+        screen.say(f"in a sample of {SAMPLE}: {warning}")
+    screen.say(f"model {config.model.name}, {parameters[0] / 1e6:.2f}M parameters")
+    screen.say(f"W&B {check_tracking(config.tracking.wandb.mode).says}")
+    return Inputs(images, parameters[0])
+
+
+def check_steps(config: SweepConfig, images: int) -> None:
+    """Raises RequestError for a batch or a warm-up that train's number of images cannot fill."""
+    batch = max(reachable(config, "train.batch_size"))
+    if batch > images:
+        raise RequestError(
+            f"train.batch_size: a batch of {batch} needs that many images; train has {images}"
+        )
+    epochs = min(reachable(config, "train.epochs"))
+    warmup = max(reachable(config, "train.schedule.warmup_steps"))
+    steps = epochs * (images // batch)
+    if warmup >= steps:
+        raise RequestError(
+            f"train.schedule.warmup_steps: {warmup} steps of warm-up, and training has {steps}: "
+            f"{epochs} epochs x ({images} images // a batch of {batch}). The learning rate would "
+            f"never be reached: lower it, as in train.schedule.warmup_steps={steps // 10}"
+        )
+
+
+def place_search(config: SweepConfig, cluster: Mapping[str, float], screen: Screen) -> Plan:
+    """How the trials share the cluster: as they fit by cores, GPUs and memory.
+
+    One worker somewhere on the cluster takes the step of the largest trial that the search can
+    come to. Where max_concurrent is auto, fewer trials run at once if memory asks for it; raises
+    RequestError, with the arithmetic, where even that does not help.
+    """
+    stage = plan(config.resources, cluster, trial_count(config))
+    corner = largest_corner(config)
+    largest = trial_config(
+        config,
+        corner,
+        seed=config.seed,
+        workers=stage.workers,
+        gpus_per_worker=stage.gpus_per_worker,
+        threads=stage.threads,
+    )
+    cost, room = _measure(largest, stage, screen)
+    what = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
+    whole = largest.train.batch_size // largest.workers
+    how = "measured" if cost.images == whole else f"extrapolated from {cost.images} images"
+    one = f"a worker of the largest trial ({what}) takes {size(cost.peak_bytes)} at its peak, {how}"
+    fit = room // (cost.peak_bytes * (1 if stage.gpus_per_worker else stage.workers))
+    where = "GPU memory for it" if stage.gpus_per_worker else "memory"
+    if fit < 1:
+        raise RequestError(
+            f"{one}; there are {size(room)} of {where}. Lower train.batch_size, train.crop or the "
+            "model's width, or choose a larger machine"
+        )
+    if not stage.gpus_per_worker and fit < stage.concurrent:
+        need = cost.peak_bytes * stage.workers * stage.concurrent
+        if config.resources.max_concurrent != "auto":
+            raise RequestError(
+                f"{one}; {stage.concurrent} trials at once need {size(need)}, and there are "
+                f"{size(room)} of {where}. Lower resources.max_concurrent to {fit}, or "
+                "train.batch_size"
+            )
+        fewer = config.resources.model_copy(update={"max_concurrent": fit})
+        stage = plan(fewer, cluster, trial_count(config))
+        screen.say(f"{fit} at a time, since {stage.concurrent + 1} would need {size(need)}")
+    screen.say(f"{one}; {size(room)} of {where}")
+    return stage
+
+
+def place_final(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | None:
+    """Seeds side by side where they fit, and every core used."""
+    if config.final is None:
+        return None
+    workers, seeds = config.final.workers, len(config.final.seeds)
+    side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // workers))
+    limit = config.resources.max_concurrent
+    if limit != "auto":
+        side_by_side = min(side_by_side, limit)
+    resources = config.resources.model_copy(
+        update={"workers": workers, "max_concurrent": side_by_side}
+    )
+    return plan(resources, cluster, seeds)
+
+
+def largest_corner(config: SweepConfig) -> dict[str, Any]:
+    """Of the searched keys that a step's memory depends on, the values that make it largest."""
+    names = [
+        name
+        for name in config.parameters
+        if name.startswith("model.") or name in ("train.batch_size", "train.crop")
+    ]
+
+    def weight(value: Any) -> tuple[float, str]:
+        if isinstance(value, int | float):
+            return float(value), ""
+        if isinstance(value, tuple):
+            return float(math.prod(value)), ""
+        # No crop is the whole image; b0 to b5, and mit-b0 to mit-b5, are in order as text.
+        return (math.prod(config.data.size), "") if value is None else (0.0, str(value))
+
+    return {name: max(reachable(config, name), key=weight) for name in names}
+
+
+def checkpoint_bytes(config: SweepConfig, parameters: int, at_once: int) -> int:
+    """What a run folder's checkpoints take at most: float32 weights, and AdamW's two moments."""
+    weights = 4 * parameters
+    finals = len(config.final.seeds) if config.final else 0
+    running = 4 * weights  # best, and last with its moments
+    return KEEP_CHECKPOINTS * weights + max(at_once, finals) * running + (finals + 1) * weights
+
+
+def cache_bytes(config: SweepConfig, images: int) -> int:
+    """What the decoded images and masks take: three bytes a pixel and one."""
+    return images * math.prod(config.data.size) * 4
+
+
+def first_trial(config: SweepConfig, **assignment: Any) -> TrialConfig:
+    """The file's own values as a trial, on one CPU."""
+    return trial_config(
+        config, assignment, seed=config.seed, workers=1, gpus_per_worker=0, threads=1
+    )
+
+
+def _origins(config: SweepConfig) -> Iterator[TrialConfig]:
+    """A trial for each place that weights may come from."""
+    key = "model.pretrained"
+    if key not in config.parameters:
+        yield first_trial(config)
+        return
+    for origin in reachable(config, key):
+        yield first_trial(config, **{key: origin})
+
+
+def _check_writable(storage: Path) -> None:
+    nearest = next(path for path in (storage, *storage.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise RequestError(
+            f"storage: cannot write to {storage}: {nearest} is "
+            f"{'not writable' if nearest.is_dir() else 'no folder'}; name a folder you can write "
+            "to with storage=/some/folder"
+        )
+
+
+def _check_disk(config: SweepConfig, images: Sequence[int], parameters: int) -> None:
+    """Raises RequestError where cache or checkpoints will not fit; both may share a disk."""
+    at_once = config.resources.max_concurrent
+    needs = {
+        "checkpoints": (
+            Path(config.storage),
+            checkpoint_bytes(config, parameters, cores() if at_once == "auto" else at_once),
+        )
+    }
+    if not is_cached(config.data):
+        needs["the image cache"] = (cache_root(), cache_bytes(config, sum(images)))
+    disks: dict[int, list[tuple[str, Path, int]]] = {}
+    for what, (path, need) in needs.items():
+        nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+        disks.setdefault(nearest.stat().st_dev, []).append((what, nearest, need))
+    for uses in disks.values():
+        free = shutil.disk_usage(uses[0][1]).free
+        if sum(need for _, _, need in uses) > 0.95 * free:
+            parts = " and ".join(f"{size(need)} for {what} in {at}" for what, at, need in uses)
+            raise RequestError(
+                f"disk: this sweep needs {parts}, and {size(free)} are free there. Make room, name "
+                "other folders (storage=/some/folder, SEGRAY_CACHE), or lower data.size"
+            )
+
+
+def _size_of(config: TrialConfig) -> dict[str, Any]:
+    """What makes a step large, for a message."""
+    model = {
+        f"model.{key}": value
+        for key, value in config.model.model_dump(exclude={"name", "drop_path"}).items()
+        if value is not None
+    }
+    crop = list(config.train.crop or config.data.size)
+    return model | {"train.batch_size": config.train.batch_size, "train.crop": crop}
+
+
+def _try_step(config: TrialConfig, room: int) -> tuple[StepCost, int]:
+    """On a worker: what a step costs there, and the memory that there is for it."""
+    if not config.gpus_per_worker:
+        return measure_step(config, torch.device("cpu"), room), room
+    memory = torch.cuda.get_device_properties(0).total_memory
+    room = int(memory * min(1.0, config.gpus_per_worker))
+    return measure_step(config, torch.device("cuda"), room), room
+
+
+def _measure(largest: TrialConfig, stage: Plan, screen: Screen) -> tuple[StepCost, int]:
+    """The cost of the largest trial's step on a worker like the trials' own, and the room there."""
+    import ray  # not before ray_cluster, which sets what Ray reads on import
+
+    memory = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    task = ray.remote(
+        num_cpus=stage.threads, num_gpus=stage.gpus_per_worker, max_calls=1, max_retries=0
+    )(_try_step)
+    promise = task.remote(largest, int(memory))
+    what = f"{stage.threads} CPUs and {stage.gpus_per_worker:g} GPUs"
+    try:
+        ready, _ = ray.wait([promise], timeout=CALM_S)
+        if not ready:
+            screen.say(f"trying a step of the largest trial on a worker of {what}")
+        measured: tuple[StepCost, int] = ray.get(promise)
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        if isinstance(cause, RequestError):
+            raise cause from None
+        said = str(cause).strip().splitlines()[-1]
+        sizes = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
+        raise RequestError(
+            f"one training step of the largest trial ({sizes}) failed on a worker of {what}: {said}"
+        ) from None
+    return measured

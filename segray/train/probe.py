@@ -1,0 +1,89 @@
+"""What one training step costs: measured with made-up images, before a sweep depends on it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from segray.config import TrialConfig
+from segray.train.loop import autocast, autocast_type, build_trial_model
+from segray.train.loss import segmentation_loss
+from segray.train.optimizer import build_optimizer
+
+LONG_S = 15.0  # a step that would take longer is judged by smaller ones
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One worker's training step."""
+
+    peak_bytes: int  # CPU: of the whole process; GPU: of its allocations there
+    seconds: float
+    images: int  # the step that was run; memory of the whole batch is extrapolated from it
+
+
+def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCost:
+    """One forward and backward of a worker's share of the batch, and the optimizer's step.
+
+    Two smaller steps come first. Where these say that the whole would need more than `room` bytes,
+    or take longer than LONG_S, it is not run, and its memory is extrapolated: activations grow in
+    proportion to the images.
+    """
+    torch.set_num_threads(config.threads)
+    batch = config.train.batch_size // config.workers
+    model = build_trial_model(config).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    optimizer = build_optimizer(model, config.train.optimizer)
+
+    def step(images: int) -> tuple[int, float]:
+        started = time.perf_counter()
+        _step(config, model, optimizer, images, device)
+        peak = _peak_bytes(device)
+        return peak, time.perf_counter() - started
+
+    few = min(batch, 2)  # one image may be too few for batch normalisation
+    peak, seconds = step(few)
+    if batch == few:
+        return StepCost(peak, seconds, few)
+    more = min(batch, 4)
+    below, (peak, seconds) = peak, step(more)
+    if batch == more:
+        return StepCost(peak, seconds, more)
+    whole = peak + (batch - more) * (peak - below) // (more - few)
+    if whole > room or seconds * batch / more > LONG_S:
+        return StepCost(whole, seconds * batch / more, more)
+    peak, seconds = step(batch)
+    return StepCost(peak, seconds, batch)
+
+
+def _step(
+    config: TrialConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: int,
+    device: torch.device,
+) -> None:
+    height, width = config.train.crop or config.data.size
+    classes = len(config.data.class_names)
+    batch = torch.rand(images, 3, height, width, device=device)
+    masks = torch.randint(classes, (images, height, width), dtype=torch.uint8, device=device)
+    with autocast(device, autocast_type(config.train.precision, device)):
+        logits = model(batch)
+    loss = segmentation_loss(logits.float(), masks, dice=config.train.loss.dice)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
