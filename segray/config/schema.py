@@ -279,7 +279,8 @@ class FoldersData(_Data):
             for one in getattr(masked, key):
                 if one in seen:
                     what = f"id {one}" if by_id else f"color {list(one)}"
-                    wrong.append(f"{what} is in both {seen[one]} and {name}: leave it in one")
+                    twice = "twice" if seen[one] == name else f"in {seen[one]} too"
+                    wrong.append(f"{what} of {name} is {twice}: leave it in one place")
                 seen[one] = name
         if wrong:
             raise ValueError("; ".join(wrong))

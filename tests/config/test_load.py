@@ -446,6 +446,59 @@ def test_searched_epochs_count_for_the_first_rung(file: Path) -> None:
     assert config.early_terminate is not None
 
 
+FOLDERS = """\
+name: a
+model: {name: unet, width: 8, depth: 3}
+data:
+  format: folders
+  root: ${OWN}
+  images: images
+  masks: masks
+  size: [64, 64]
+  classes:
+    road: {ids: 1}
+    sky: {ids: 2}
+    void: {ids: 0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.classes.road.colour=[1,2,3]", "data.classes.road.colour: no such key; did you mean"),
+        ("data.classes.sky.ids=1", "data.classes: id 1 of sky is in road too"),
+        ("data.classes.void.ids=x", "data.classes.void.ids: expected a label id"),
+        ("data.train={images: a}", "data.train.masks: this key is required"),
+        ("data.train={images: a, mask: b}", "data.train.mask: no such key; did you mean masks?"),
+        ("data.train=7", "data.train: expected keys with their values (got 7)"),
+        ("data.split=official", "data.split: expected pooled or explicit (got official)"),
+        ("metric.name=val/iou/flat", "metric.name: no such metric; did you mean val/iou/"),
+        ("train.loss.class_weights=[1,2,3]", "each of the 2 classes, in the order road, sky"),
+    ],
+)
+def test_own_classes_are_reported_on_by_their_keys(
+    file: Path, override: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(file, FOLDERS.replace("${OWN}", "here"), override)
+    assert expected in str(caught.value)
+
+
+def test_an_unset_root_of_own_images_says_nothing_of_cityscapes(file: Path) -> None:
+    with pytest.raises(ConfigError, match="environment variable OWN is not set") as caught:
+        load(file, FOLDERS)
+    assert "Cityscapes" not in str(caught.value)
+
+
+def test_own_classes_make_the_metrics(file: Path) -> None:
+    config = load(file, FOLDERS.replace("${OWN}", "here"), "data.ignore=none")
+    names = metric_names(config.data)
+    assert names[4:] == ["val/miou_without_void", "val/iou/void", "val/iou/road", "val/iou/sky"]
+    assert trial_config(
+        config, {}, seed=0, workers=1, gpus_per_worker=0, threads=1
+    ).data.class_names == ("void", "road", "sky")
+
+
 @pytest.mark.parametrize("ignore", ["void", "none"])
 def test_every_listed_metric_can_be_optimized(file: Path, ignore: str) -> None:
     for name in metric_names(ScenesData(format="scenes", ignore=ignore)):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from segray.config import Optimizer, Parameter, ScenesData, SweepConfig
+from segray.config import FoldersData, Optimizer, Parameter, ScenesData, SweepConfig
 from segray.config.schema import Augment, Final, Segformer
 
 
@@ -110,6 +110,66 @@ def test_a_parameter_dumps_only_what_was_given() -> None:
 def test_a_section_refuses(model: type[BaseModel], raw: dict[str, Any], rule: str) -> None:
     with pytest.raises(ValidationError, match=rule):
         model.model_validate(raw)
+
+
+FOLDERS: dict[str, Any] = {
+    "format": "folders",
+    "root": "x",
+    "size": [32, 32],
+    "images": "i",
+    "masks": "m",
+    "classes": {"sky": {"ids": 0}, "road": {"ids": [3, 17]}, "void": {"ids": 255}},
+}
+PARTS = {part: {"images": f"{part}/i", "masks": f"{part}/m"} for part in ("train", "val", "test")}
+RED = {"color": [255, 0, 0]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"classes": {"a b": {"ids": 0}, "c": {"ids": 1}}}, "letters, digits, - and _, got 'a b'"),
+        ({"classes": {"a/b": {"ids": 0}, "c": {"ids": 1}}}, "got 'a/b'"),
+        ({"classes": {"a": {"ids": 0}, "void": {"ids": 1}}}, "2 to 253 classes beside void, got 1"),
+        ({"classes": {f"c{i}": {"ids": i} for i in range(255)}}, "beside void, got 255"),
+        (
+            {"classes": {"a": {"ids": 0}, "b": RED}},
+            "either all classes have ids or none has; b has",
+        ),
+        ({"classes": {"a": RED, "b": {}}}, "b has neither ids nor color"),
+        ({"classes": {"a": {"ids": [0, 1]}, "b": {"ids": 1}}}, "id 1 of b is in a too"),
+        ({"classes": {"a": RED, "b": RED}}, r"color \[255, 0, 0\] of b is in a too"),
+        ({"classes": {"a": {"ids": [1, 1]}, "b": {"ids": 2}}}, "id 1 of a is twice"),
+        ({"classes": {"a": {"ids": 65536}, "b": {"ids": 2}}}, "0 to 65535, .*got 65536"),
+        ({"classes": {"a": {"ids": True}, "b": {"ids": 2}}}, "expected a label id.*got True"),
+        ({"classes": {"a": {"color": [0, 0]}, "b": RED}}, r"expected \[r, g, b\].*got \[0, 0\]"),
+        ({"classes": {"a": {"color": [0, 0, 256]}, "b": RED}}, "each 0 to 255"),
+        ({"classes": {"a": {"color": "red"}, "b": RED}}, "got 'red'"),
+        ({"split": "official"}, "'pooled' or 'explicit'"),
+        ({"images": None}, "split: pooled needs both images and masks"),
+        ({"masks": "i"}, "images and masks are both in i: give mask_suffix"),
+        (PARTS, "train and val and test stand beside split: pooled"),
+        ({"split": "explicit"}, "explicit needs train, val and test; got no train"),
+        (PARTS | {"split": "explicit"}, "remove images and masks"),
+        (PARTS | {"split": "explicit", "val": "v.txt", "masks": None}, "a list needs both images"),
+        (
+            PARTS
+            | {"split": "explicit", "val": {"images": "a", "masks": "a"}}
+            | {"images": None, "masks": None},
+            "both in a: give mask_suffix",
+        ),
+        (PARTS | {"split": "explicit", "val": {"images": "a"}}, "masks\n  Field required"),
+        ({"limit": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_a_section_of_own_images_refuses(changes: dict[str, Any], rule: str) -> None:
+    with pytest.raises(ValidationError, match=rule):
+        FoldersData.model_validate(FOLDERS | changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"split": "explicit", **PARTS, "val": "val.txt"}])
+def test_a_section_of_own_images_round_trips(changes: dict[str, Any]) -> None:
+    data = FoldersData.model_validate(FOLDERS | changes)
+    assert FoldersData.model_validate(data.model_dump(mode="json")) == data
 
 
 def test_a_config_is_frozen() -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from segray.config import RequestError
+from segray.data import open_dataset
 from segray.train import (
     build_trial_model,
     checkpoint,
@@ -389,6 +391,32 @@ def test_void_can_be_a_class(tiny, tmp_path: Path) -> None:
     assert "val/iou/void" in record
     assert record["val/miou_without_void"] != record["val/miou"]
     assert outcome.best_value == max(line["val/miou"] for line in tiny.records(tmp_path))
+
+
+@pytest.mark.parametrize("ignore", ["void", "none"])
+def test_own_classes_are_trained_and_scored_by_their_names(tiny, tmp_path: Path, ignore) -> None:
+    rng = np.random.default_rng(0)
+    for kind, shape in (("images", (32, 48, 3)), ("masks", (32, 48))):
+        (tmp_path / kind).mkdir()
+        for number in range(10):
+            pixels = rng.integers(0, 256 if kind == "images" else 4, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / kind / f"{number}.png")
+    section = {
+        "format": "folders",
+        "root": str(tmp_path),
+        "images": "images",
+        "masks": "masks",
+        "size": [32, 48],
+        "ignore": ignore,
+        "classes": {"sky": {"ids": 3}, "void": {"ids": 0}, "road": {"ids": [1, 2]}},
+    }
+    changes = {"data": section, "train.epochs": 1}
+    data = open_dataset(tiny.config(changes).data)
+    tiny.fit(tmp_path / "trial", changes, data=data)
+    (record,) = tiny.records(tmp_path / "trial")
+    named = ["sky", "road"] if ignore == "void" else ["void", "sky", "road"]
+    assert [key for key in record if key.startswith("val/iou/")] == [f"val/iou/{k}" for k in named]
+    assert ("val/miou_without_void" in record) == (ignore == "none")
 
 
 @pytest.fixture
