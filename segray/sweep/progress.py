@@ -59,6 +59,7 @@ class Screen:
     began: float = field(default_factory=time.monotonic)
     _searching_since: float = 0.0
     _before: int = 0
+    _noted: set[str] = field(default_factory=set)
     _last_line: float = 0.0
     _live: Live | None = None
     _lively: bool = False  # whether the terminal can redraw lines
@@ -134,6 +135,9 @@ class Screen:
         self.running.pop(result.id, None)
         self.ended.append(result)
         outcome = result.outcome
+        if outcome.note and outcome.note not in self._noted:  # a server is down for every trial
+            self._noted.add(outcome.note)
+            self.say(f"{result.id}: {outcome.note}")
         if self._live is None:
             value = "-" if outcome.best_value is None else f"{outcome.best_value:.4f}"
             reason = f": {outcome.reason}" if outcome.reason else ""

@@ -362,6 +362,8 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
     screen.line(f"  best/             the weights of {kept.id}")
     if (folder / "wandb").is_dir():
         screen.line(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")
+    if list(folder.glob("wandb/offline-run-*")):
+        screen.line(f"                    upload them with: segray sync {folder}")
 
 
 def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> None:

@@ -171,6 +171,9 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
         except Exception:  # a picture that cannot be made is no failure of the trial
             traceback.print_exc()
             tracker.finish({"state": outcome.state})
+        if tracker.warning is not None:
+            outcome = replace(outcome, note=tracker.warning)
+            write_outcome(spec.folder, outcome)
     return outcome
 
 

@@ -65,6 +65,7 @@ class Outcome:
     last_value: float | None
     epochs: int
     seconds: float
+    note: str = ""  # what went wrong beside the training, such as tracking
 
 
 @dataclass
