@@ -337,10 +337,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     if not files:
         raise RequestError(f"expected a sweep file, got only overrides: {shlex.join(arguments)}")
     for name in files:
-        if len(files) > 1 and "/" not in name and "." in name and not Path(name).exists():
-            root = name.split(".")[0]
-            if root in SweepConfig.model_fields:
-                raise RequestError(f"{name}: expected a value, as in {name}=...")
+        if name.split(".")[0] in SweepConfig.model_fields and not os.path.exists(name):  # noqa: PTH110
+            raise RequestError(f"override {name}: expected key=value, as in {name}=...")
     return files, [argument for argument in arguments if argument not in files]
 
 

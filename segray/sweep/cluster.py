@@ -149,7 +149,7 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
         fits = min(fits, int(gpus / (gpu_share * resources.workers) + 1e-9))
     if fits == 0:
         raise RequestError(
-            f"resources: a trial of {resources.workers} workers needs "
+            f"resources: a trial (workers: {resources.workers}) needs "
             f"{threads * resources.workers} CPUs and {gpu_share * resources.workers:g} GPUs; "
             f"this cluster has {cpus} CPUs and {gpus:g} GPUs. Lower resources.workers, "
             "cpus_per_worker or gpus_per_worker"
