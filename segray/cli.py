@@ -20,6 +20,7 @@ from rich.text import Text
 
 from segray import __version__
 from segray.config import (
+    Interrupted,
     RequestError,
     SegrayError,
     SweepConfig,
@@ -292,6 +293,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SegrayError as error:
         _complain(str(error))
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(Interrupted.exit_code)
     except OSError as error:  # a full disk, a folder without permission
         _complain(f"{error.strerror or error}: {error.filename or 'no file named'}")
         sys.exit(1)

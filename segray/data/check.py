@@ -46,6 +46,11 @@ class Report:
         """What a sweep would pass over."""
         return tuple(finding for finding in self.findings if not finding.fatal)
 
+    def shares(self) -> dict[str, float]:
+        """The share of each class in all pixels that were read and count."""
+        counts = self.pixels[:, :-1].sum(0)
+        return dict(zip(self.classes, (counts / max(1, counts.sum())).tolist(), strict=True))
+
     def print(self, console: Console) -> None:
         """The share of each class in the splits, what was found by kind, and a verdict.
 

@@ -24,7 +24,7 @@ from segray.config import (
 )
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
 from segray.sweep.cluster import Plan, plan
-from segray.sweep.progress import Screen, size
+from segray.sweep.progress import Screen, count, size
 from segray.sweep.records import RunFolder
 from segray.sweep.search import KEEP_CHECKPOINTS
 from segray.tracking import check as check_tracking
@@ -71,6 +71,8 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> Inputs:
         f"images {images[0]} train, {images[1]} val, {images[2]} test at "
         f"{config.data.size[0]}x{config.data.size[1]}, {len(config.data.class_names)} classes"
     )
+    shares = report.shares()
+    screen.say("pixels of " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     for warning in report.warnings:
         screen.say(f"in a sample of {SAMPLE}: {warning}")
     screen.say(f"model {config.model.name}, {parameters[0] / 1e6:.2f}M parameters")
@@ -113,31 +115,36 @@ def place_search(config: SweepConfig, cluster: Mapping[str, float], screen: Scre
         gpus_per_worker=stage.gpus_per_worker,
         threads=stage.threads,
     )
-    cost, room = _measure(largest, stage, screen)
+    cost, rooms = _measure(largest, stage, screen)
     what = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
     whole = largest.train.batch_size // largest.workers
     how = "measured" if cost.images == whole else f"extrapolated from {cost.images} images"
     one = f"a worker of the largest trial ({what}) takes {size(cost.peak_bytes)} at its peak, {how}"
-    fit = room // (cost.peak_bytes * (1 if stage.gpus_per_worker else stage.workers))
-    where = "GPU memory for it" if stage.gpus_per_worker else "memory"
+    there = f"{size(sum(rooms))} of {'GPU memory for it' if stage.gpus_per_worker else 'memory'}"
+    if len(rooms) > 1:
+        there += f" on {len(rooms)} nodes"
+    fit = sum(room // cost.peak_bytes for room in rooms) // stage.workers
+    if stage.gpus_per_worker and cost.peak_bytes <= rooms[0]:
+        fit = stage.concurrent  # by their share of a GPU they were counted already
     if fit < 1:
         raise RequestError(
-            f"{one}; there are {size(room)} of {where}. Lower train.batch_size, train.crop or the "
-            "model's width, or choose a larger machine"
+            f"{one}; there are {there}. Lower train.batch_size, train.crop or the model's width, "
+            "or choose a larger machine"
         )
-    if not stage.gpus_per_worker and fit < stage.concurrent:
-        need = cost.peak_bytes * stage.workers * stage.concurrent
-        if config.resources.max_concurrent != "auto":
-            raise RequestError(
-                f"{one}; {stage.concurrent} trials at once need {size(need)}, and there are "
-                f"{size(room)} of {where}. Lower resources.max_concurrent to {fit}, or "
-                "train.batch_size"
-            )
-        fewer = config.resources.model_copy(update={"max_concurrent": fit})
-        stage = plan(fewer, cluster, trial_count(config))
-        screen.say(f"{fit} at a time, since {stage.concurrent + 1} would need {size(need)}")
-    screen.say(f"{one}; {size(room)} of {where}")
-    return stage
+    screen.say(f"{one}; there are {there}")
+    if fit >= stage.concurrent:
+        return stage
+    need = size(cost.peak_bytes * stage.workers * stage.concurrent)
+    if config.resources.max_concurrent != "auto":
+        raise RequestError(
+            f"{one}; {stage.concurrent} trials at once need {need}, and there are {there}. Lower "
+            f"resources.max_concurrent to {fit}, or train.batch_size"
+        )
+    screen.say(
+        f"{count(fit, 'trial')} at once rather than {stage.concurrent}, which would need {need}"
+    )
+    fewer = config.resources.model_copy(update={"max_concurrent": fit})
+    return plan(fewer, cluster, trial_count(config))
 
 
 def place_final(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | None:
@@ -259,21 +266,24 @@ def _try_step(config: TrialConfig, room: int) -> tuple[StepCost, int]:
     return measure_step(config, torch.device("cuda"), room), room
 
 
-def _measure(largest: TrialConfig, stage: Plan, screen: Screen) -> tuple[StepCost, int]:
-    """The cost of the largest trial's step on a worker like the trials' own, and the room there."""
+def _measure(largest: TrialConfig, stage: Plan, screen: Screen) -> tuple[StepCost, list[int]]:
+    """The cost of the largest trial's step on a worker like the trials' own, and the bytes there
+    are for it: on the worker's GPU, or in the memory of each node.
+    """
     import ray  # not before ray_cluster, which sets what Ray reads on import
 
-    memory = max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    memory = [int(node["memory"]) for node in nodes if node.get("CPU") and node.get("memory")]
     task = ray.remote(
         num_cpus=stage.threads, num_gpus=stage.gpus_per_worker, max_calls=1, max_retries=0
     )(_try_step)
-    promise = task.remote(largest, int(memory))
+    promise = task.remote(largest, max(memory))
     what = f"{stage.threads} CPUs and {stage.gpus_per_worker:g} GPUs"
     try:
         ready, _ = ray.wait([promise], timeout=CALM_S)
         if not ready:
             screen.say(f"trying a step of the largest trial on a worker of {what}")
-        measured: tuple[StepCost, int] = ray.get(promise)
+        cost, room = ray.get(promise)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, RequestError):
@@ -283,4 +293,4 @@ def _measure(largest: TrialConfig, stage: Plan, screen: Screen) -> tuple[StepCos
         raise RequestError(
             f"one training step of the largest trial ({sizes}) failed on a worker of {what}: {said}"
         ) from None
-    return measured
+    return cost, [room] if stage.gpus_per_worker else memory

@@ -52,7 +52,7 @@ def test_memory_is_tried_on_a_worker_of_the_cluster_and_refused_with_the_arithme
         assert not (tmp_path / "runs").exists()
         run = segray("sweep", file, "train.epochs=1", *asked)
         assert run.returncode == 0, run.stderr
-        assert "1 at a time" in run.stdout
+        assert "1 trial at once rather than 2" in run.stdout
     with cluster(100_000_000) as address:
         run = segray("sweep", file, QUIET, "name=other", "--address", address)
         assert run.returncode == 2
