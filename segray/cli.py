@@ -239,7 +239,7 @@ def scenes(
     folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
     train: Annotated[int, typer.Option(min=2, help="Images to tune with.")] = 200,
     val: Annotated[int, typer.Option(min=1, help="Images for the final score.")] = 60,
-    size: Annotated[str, typer.Option(metavar="H,W", help="Pixels.")] = "96,192",
+    size: Annotated[str, typer.Option(metavar="H,W", help="Pixels, 32 or more.")] = "96,192",
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other streets.")] = 0,
 ) -> None:
     """Draw street scenes as files in Cityscapes' layout, to try things with.

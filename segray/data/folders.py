@@ -83,7 +83,8 @@ class _Pairing:
         self.images_at = _grouped(self.images, self.place)
         self.images_by_stem = _grouped(self.images, lambda image: image.stem)
         self.masks_at = _grouped(mine, self.mask_place)
-        self.masks_by_stem = _grouped(mine, lambda mask: mask.stem.removesuffix(suffix))
+        free = [mask for mask in mine if self.mask_place(mask) not in self.images_at]
+        self.free_by_stem = _grouped(free, lambda mask: mask.stem.removesuffix(suffix))
 
     def place(self, image: Path) -> str:
         """Where an image lies, which is also its sample's id."""
@@ -177,31 +178,31 @@ class _Pairing:
         return mask if isinstance(mask, Finding) else (image, mask)
 
     def masks_for(self, image: Path) -> list[Path]:
-        """The masks at the image's place; if there are none, those of its stem that lie at the
+        """The masks at the image's place; where there are none, those of its stem that lie at the
         place of no image."""
-        alike = self.masks_by_stem.get(image.stem, [])
-        free = [mask for mask in alike if self.mask_place(mask) not in self.images_at]
+        free = self.free_by_stem.get(image.stem, [])
         return self.masks_at.get(self.place(image), free)
 
     def mask_of(self, image: Path) -> Path | Finding:
         """The mask of an image, or why there is none."""
         masks, place = self.masks_for(image), self.place(image)
+        alike = self.images_by_stem[image.stem]
         expected = self.masks / f"{place}{self.suffix}.png"
         if not masks:
             message = f"{image}: no mask; expected {expected} (or bmp, tif, tiff)"
             return Finding("images without a mask", message)
-        if place in self.masks_at:
+        by_stem = place not in self.masks_at
+        if by_stem and (len(masks) > 1 or len(alike) > 1):
+            fits = f"{masks[0]} fits {_both(alike)} by stem"
             if len(masks) > 1:
-                return _one_place(masks)
-        elif len(masks) > 1 or len(self.images_by_stem[image.stem]) > 1:
-            fits = f"its stem fits {_both(masks)}"
-            if len(masks) == 1:
-                fits = f"{masks[0]} fits {_both(self.images_by_stem[image.stem])} by stem"
+                fits = f"its stem fits {_both(masks)}"
             message = (
-                f"{image}: no mask at {expected}, and {fits}: put masks into subfolders as their "
-                "images are"
+                f"{image}: no mask at {expected}, and {fits}: give each mask the same subfolder as "
+                "its image"
             )
             return Finding("files with one stem", message)
+        if len(masks) > 1:
+            return _one_place(masks)
         return masks[0] if masks[0].suffix.lower() in MASK_TYPES else lossy_mask(masks[0])
 
     def no_mask_at_all(self) -> Finding:

@@ -1,18 +1,23 @@
 """Which files of two folders, or of a list, are pairs; and what is said of those that are not."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from segray.config import FoldersData, RequestError
 from segray.config.errors import MissingInput
 from segray.data import read_splits
 from segray.data.dataset import find_pairs
+from segray.data.folders import find_samples
 from segray.data.samples import Splits
 
+CLASSES = {"road": {"ids": 0}, "sky": {"ids": 1}}
 PARTS = ("train", "val", "test")
 
 
@@ -104,6 +109,26 @@ def test_images_of_one_stem_are_paired_by_their_subfolder(own, suffix: str) -> N
         (f"{name}/0001", images / name / "0001.png", masks / name / f"0001{suffix}.png")
         for name in names
     }
+
+
+PLACES = st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map("/".join)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(PLACES, min_size=1), st.sampled_from(["", "_L", "a"]))
+def test_masks_in_the_same_subfolders_are_always_found(places: set[str], suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for place in places:
+            for path in (root / f"x/{place}.jpg", root / f"y/{place}{suffix}.png"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        section = {"format": "folders", "root": folder, "size": [32, 48], "classes": CLASSES}
+        section |= {"images": "x", "masks": "y", "mask_suffix": suffix}
+        samples, findings = find_samples(FoldersData.model_validate(section))
+        assert findings == []
+        assert {s.id: s.mask for s in samples} == {p: root / f"y/{p}{suffix}.png" for p in places}
+        assert all(s.image == root / f"x/{s.id}.jpg" for s in samples)
 
 
 def test_a_mask_at_an_images_place_comes_before_others_of_its_stem(own) -> None:
