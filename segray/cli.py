@@ -240,7 +240,7 @@ def scenes(
     folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")],
     train: Annotated[int, typer.Option(min=2, help="Images to tune with.")] = 200,
     val: Annotated[int, typer.Option(min=1, help="Images for the final score.")] = 60,
-    size: Annotated[str, typer.Option(metavar="H,W", help="Pixels.")] = "96,192",
+    size: Annotated[str, typer.Option(metavar="H,W", help="Pixels, 32 or more.")] = "96,192",
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other streets.")] = 0,
 ) -> None:
     """Draw street scenes as files in Cityscapes' layout, to try things with.
@@ -318,7 +318,10 @@ class _Advice:
 
 
 def _without_downloads(file: str) -> str:
-    """The same sweep on generated scenes, with a small model of the same kind from scratch."""
+    """A sweep of two trials on generated scenes, with a small model of the same kind from scratch.
+
+    Of the file's other keys none is kept that could ask for its images, classes, weights or GPUs.
+    """
     try:
         name = read_unchecked(file)["model"]["name"]
     except (SegrayError, KeyError, TypeError):
@@ -328,8 +331,8 @@ def _without_downloads(file: str) -> str:
         *(sys.executable, "-m", "segray.sweep", file, "name=no-download"),
         "data={format: scenes}",
         f"model={small.get(name, '{name: unet, width: 8}')}",
-        *("train.crop=null", "train.schedule.warmup_steps=0", "train.epochs=4"),
-        *("early_terminate=null", "run_cap=2", "final=null"),
+        *("train={epochs: 4}", "metric={}", "resources={}", *_NO_SEARCH),
+        *("parameters.train.optimizer.lr={values: [1.0e-3, 3.0e-3]}", "run_cap=2"),
     ]
     return f"To see segray at work on generated scenes, without downloads:\n  {shlex.join(command)}"
 

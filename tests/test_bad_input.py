@@ -1,7 +1,10 @@
 """Every mistake a person makes: one message that says what and where, exit code 2, no traceback."""
 
 import json
+import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import yaml
 from PIL import Image
 
 from segray import cli
+from segray.config import load_sweep
 from segray.data.scenes import write_scenes
 
 LR = "train.optimizer.lr"
@@ -202,6 +206,47 @@ def test_a_checkpoint_of_another_model(refused, tmp_path):
 
 def test_a_cluster_that_does_not_answer(refused):
     assert "no Ray cluster answers" in refused("--address", "127.0.0.1:1")
+
+
+def test_the_command_that_needs_no_images_fits_any_file(refused):
+    """It is made from a file whose keys name classes, crops and GPUs of its own."""
+    weights = "train.loss.class_weights"
+    message = refused(
+        data={
+            **{"format": "folders", "root": "/nowhere", "images": "images", "masks": "masks"},
+            **{"size": [256, 512], "classes": {name: {"ids": i} for i, name in enumerate("abc")}},
+        },
+        metric={"name": "val/iou/b"},
+        train={"batch_size": 3, "crop": [256, 256], "loss": {"class_weights": [1, 2, 1]}},
+        parameters={
+            "train.epochs": {"values": [10, 20]},
+            "train.crop": {"values": [[256, 256], [128, 256]]},
+            weights: {"values": [[1, 1, 1], [1, 2, 3]], "when": {"train.epochs": 20}},
+        },
+        require="train.epochs > train.batch_size",
+        start_points=[{"train.epochs": 10}],
+        early_terminate={"type": "asha", "min_iter": 9},
+        resources={"workers": 3, "gpus_per_worker": 1},
+        final={"seeds": [0, 1], "workers": 3},
+    )
+    assert "data.root: no folder at /nowhere" in message
+    python, _, module, file, *overrides = shlex.split(message.splitlines()[-1])
+    assert (python, module) == (sys.executable, "segray.sweep")
+    config = load_sweep(file, overrides)
+    assert config.data.format == "scenes"
+    assert config.model.name == "unet"
+    assert set(config.parameters) == {LR}
+
+
+@pytest.mark.parametrize("size", ["31,64", "64,8", "0,0", "64", "a,b"])
+def test_scenes_of_a_size_that_no_sweep_takes(tmp_path, capsys, size):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["data", "scenes", str(tmp_path / "city"), "--size", size])
+    assert ended.value.code == 2
+    assert re.search(
+        r"expected sides of at least 32 px|--size: expected H,W", capsys.readouterr().err
+    )
+    assert not (tmp_path / "city").exists()
 
 
 def test_everything_that_is_wrong_comes_at_once(refused):

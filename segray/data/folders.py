@@ -1,10 +1,15 @@
-"""Images and masks in folders of any layout, paired by stem."""
+"""Images and masks in folders of any layout, paired by where they lie, or else by stem.
+
+The place of a file is its path below its folder without its ending: seq1/0001 for seq1/0001.png. A
+mask's place leaves out `data.mask_suffix`, so that an image and its mask share one.
+"""
 
 from __future__ import annotations
 
 import filecmp
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -64,8 +69,9 @@ class _Pairing:
         mine = [path for path in self.every_mask if path.stem.endswith(suffix)]
         # One folder may lie in the other: a file is an image or a mask. Only lists of pairs come
         # without anything that tells the two apart.
-        if masks == images and not suffix:
-            pass
+        mixed = masks == images and not suffix
+        if mixed:
+            mine = []
         elif masks.is_relative_to(images):
             files = sorted(set(files) - set(mine))
         elif images.is_relative_to(masks):
@@ -73,30 +79,42 @@ class _Pairing:
         if not files:
             types = ", ".join(kind[1:] for kind in IMAGE_TYPES)
             raise MissingInput(f"{key}.images: no images in {images}: expected files of {types}")
-        self.images = files
-        self.images_by_stem = _by_stem(files)
-        self.masks_by_stem = _by_stem(mine)
+        self.images = [] if mixed else files
+        self.images_at = _grouped(self.images, self.place)
+        self.images_by_stem = _grouped(self.images, lambda image: image.stem)
+        self.masks_at = _grouped(mine, self.mask_place)
+        free = [mask for mask in mine if self.mask_place(mask) not in self.images_at]
+        self.free_by_stem = _grouped(free, lambda mask: mask.stem.removesuffix(suffix))
+
+    def place(self, image: Path) -> str:
+        """Where an image lies, which is also its sample's id."""
+        return image.relative_to(self.folder).with_suffix("").as_posix()
+
+    def mask_place(self, mask: Path) -> str:
+        """Where the image of a mask would lie."""
+        place = mask.relative_to(self.masks).with_suffix("").as_posix()
+        return place.removesuffix(self.suffix)
 
     def all_pairs(self, part: str) -> tuple[list[Sample], list[Finding]]:
         """Every image with a mask; what has none, on either side, is a finding."""
         samples: list[Sample] = []
         findings: list[Finding] = []
-        for stem, images in self.images_by_stem.items():
-            mask = self.mask_of(stem, images[0])
+        for images in self.images_at.values():
+            mask = self.mask_of(images[0])
             if len(images) > 1:
-                findings.append(_one_stem(images))
+                findings.append(_one_place(images))
             elif isinstance(mask, Finding):
                 findings.append(mask)
             else:
                 samples.append(self.sample(images[0], mask, part))
         if not samples and all(finding.kind == "images without a mask" for finding in findings):
             findings = [self.no_mask_at_all()]
-        wanted = {stem + self.suffix for stem in self.images_by_stem}
+        wanted = {mask for images in self.images_at.values() for mask in self.masks_for(images[0])}
         findings += [
             Finding("masks without an image", f"{mask}: left out, has no image", fatal=False)
-            for stem, masks in self.masks_by_stem.items()
-            if stem not in wanted
+            for masks in self.masks_at.values()
             for mask in masks
+            if mask not in wanted
         ]
         return samples, findings
 
@@ -108,7 +126,7 @@ class _Pairing:
             reason = getattr(error, "strerror", None) or "not a text in UTF-8"
             raise MissingInput(f"data.{part}: cannot read the list {file}: {reason}") from None
         by_path = {path.relative_to(self.folder).as_posix(): path for path in self.images}
-        samples: dict[Path, Sample] = {}
+        samples: dict[str, Sample] = {}
         findings: list[Finding] = []
         for number, line in enumerate(map(str.strip, lines), 1):
             if not line:
@@ -116,11 +134,14 @@ class _Pairing:
             pair = self.listed_pair(line, by_path, f"{file}:{number}")
             if isinstance(pair, Finding):
                 findings.append(pair)
-            elif pair[0] in samples:
+                continue
+            sample = self.sample(*pair, part)
+            known = samples.setdefault(sample.id, sample)
+            if known.image != sample.image:
+                findings.append(_one_place([known.image, sample.image]))
+            elif known is not sample:
                 message = f"{file}:{number}: {line} is listed twice: leave one line"
                 findings.append(Finding("lines that name no pair", message))
-            else:
-                samples[pair[0]] = self.sample(*pair, part)
         return list(samples.values()), findings
 
     def listed_pair(
@@ -129,37 +150,60 @@ class _Pairing:
         """The image and the mask that one line names."""
         if line in by_path:
             image = by_path[line]
+        elif line in self.images_at:
+            if len(self.images_at[line]) > 1:
+                return _one_place(self.images_at[line])
+            image = self.images_at[line][0]
         elif line in self.images_by_stem:
             if len(self.images_by_stem[line]) > 1:
-                return _one_stem(self.images_by_stem[line])
+                names = _both(self.images_by_stem[line])
+                message = (
+                    f"{where}: {line} is the stem of {names}: give the path below {self.folder}"
+                )
+                return Finding("lines that name no pair", message)
             image = self.images_by_stem[line][0]
         else:
             fields = line.split()
             ends = [_ending(self.folder, fields[0]), _ending(self.masks, fields[-1])]
             if len(fields) == 2 and ends[0] is not None and ends[1] is not None:
                 return ends[0], ends[1]
+            single = f"the stem of an image, its path below {self.folder}, or "
             message = (
-                f"{where}: expected the stem of an image, its path below {self.folder}, or "
+                f"{where}: expected {single if self.images else ''}"
                 f'"image-path mask-path" with ends below {self.folder} and {self.masks}; '
                 f"got {line!r}"
             )
             return Finding("lines that name no pair", message)
-        mask = self.mask_of(image.stem, image)
+        mask = self.mask_of(image)
         return mask if isinstance(mask, Finding) else (image, mask)
 
-    def mask_of(self, stem: str, image: Path) -> Path | Finding:
+    def masks_for(self, image: Path) -> list[Path]:
+        """The masks at the image's place; where there are none, those of its stem that lie at the
+        place of no image."""
+        free = self.free_by_stem.get(image.stem, [])
+        return self.masks_at.get(self.place(image), free)
+
+    def mask_of(self, image: Path) -> Path | Finding:
         """The mask of an image, or why there is none."""
-        masks = self.masks_by_stem.get(stem + self.suffix, [])
-        lossless = [mask for mask in masks if mask.suffix.lower() in MASK_TYPES]
+        masks, place = self.masks_for(image), self.place(image)
+        alike = self.images_by_stem[image.stem]
+        expected = self.masks / f"{place}{self.suffix}.png"
+        if not masks:
+            message = f"{image}: no mask; expected {expected} (or bmp, tif, tiff)"
+            return Finding("images without a mask", message)
+        by_stem = place not in self.masks_at
+        if by_stem and (len(masks) > 1 or len(alike) > 1):
+            fits = f"{masks[0]} fits {_both(alike)} by stem"
+            if len(masks) > 1:
+                fits = f"its stem fits {_both(masks)}"
+            message = (
+                f"{image}: no mask at {expected}, and {fits}: give each mask the same subfolder as "
+                "its image"
+            )
+            return Finding("files with one stem", message)
         if len(masks) > 1:
-            return _one_stem(masks)
-        if lossless:
-            return lossless[0]
-        if masks:
-            return lossy_mask(masks[0])
-        expected = self.masks / f"{stem}{self.suffix}.png"
-        message = f"{image}: no mask; expected {expected} (or bmp, tif, tiff)"
-        return Finding("images without a mask", message)
+            return _one_place(masks)
+        return masks[0] if masks[0].suffix.lower() in MASK_TYPES else lossy_mask(masks[0])
 
     def no_mask_at_all(self) -> Finding:
         """Instead of the same finding for every image: most likely the key is wrong."""
@@ -176,33 +220,51 @@ class _Pairing:
     def sample(self, image: Path, mask: Path, part: str) -> Sample:
         """Its city is the subfolder that the image lies in."""
         city = image.parent.relative_to(self.folder).as_posix()
-        return Sample(image.stem, "" if city == "." else city, part, image, mask)
+        return Sample(self.place(image), "" if city == "." else city, part, image, mask)
 
 
 def _files(folder: Path, key: str) -> list[Path]:
-    """The image files below a folder, sorted; hidden ones (and macOS's ._ twins) are left out."""
+    """The image files below a folder, sorted; hidden ones (and macOS's ._ twins) are left out.
+
+    Links are followed. Each folder is searched once, under its own name where it has one here, so
+    that links end in no circle and show no image twice.
+    """
     if not folder.is_dir():
         raise MissingInput(f"{key}: no folder at {folder}")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_TYPES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+    found: list[Path] = []
+    searched: set[str] = set()
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        at = folders.pop() if folders else links.pop(0)
+        real = os.path.realpath(at)
+        if real in searched:
+            continue
+        searched.add(real)
+        for path in sorted(at.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                (links if path.is_symlink() else folders).append(path)
+            elif path.suffix.lower() in IMAGE_TYPES and path.is_file():
+                found.append(path)
+    return sorted(found)
 
 
-def _by_stem(files: Iterable[Path]) -> dict[str, list[Path]]:
+def _grouped(files: Iterable[Path], key: Callable[[Path], str]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
     for path in files:
-        found[path.stem].append(path)
+        found[key(path)].append(path)
     return dict(found)
 
 
-def _one_stem(files: Sequence[Path]) -> Finding:
-    names = " and ".join(map(str, files[:2]))
-    message = f"{names} have one stem, which pairs images with masks: rename or remove one"
+def _one_place(files: Sequence[Path]) -> Finding:
+    message = f"{_both(files)} differ only in their ending: rename or remove one"
     return Finding("files with one stem", message)
+
+
+def _both(files: Sequence[Path]) -> str:
+    """The first two of some files, in words."""
+    return " and ".join(map(str, files[:2]))
 
 
 def _ending(folder: Path, path: str) -> Path | None:
@@ -214,9 +276,9 @@ def _ending(folder: Path, path: str) -> Path | None:
 
 def _overlaps(samples: Sequence[Sample]) -> list[Finding]:
     """Images that two splits share: the same file, or one of the same stem and content."""
-    by_stem: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_stem[sample.id].append(sample)
+    by_stem: dict[tuple[str, int], list[Sample]] = defaultdict(list)
+    for sample in samples:  # by size, too, as every video may have a 0001
+        by_stem[sample.image.stem, sample.image.stat().st_size].append(sample)
     return [
         Finding(
             "overlapping splits",

@@ -20,7 +20,7 @@ SPLITS = ("train", "val", "test")
 class Sample:
     """One image and its mask."""
 
-    id: str
+    id: str  # among the images of one split no two have the same
     city: str  # "" where images come in no cities
     part: str  # the part of the files it came in: train, val, test, or "" where there is none
     image: Path

@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 FORMAT_VERSION = 1  # raise it whenever a seed draws other pixels than before
-MIN_SIDE = 16
+MIN_SIDE = 32  # what models and data.size start at
 PICTURES_PER_PROCESS = 16  # fewer than this are drawn sooner than a process starts
 
 UNLABELED, EGO, STATIC, DYNAMIC = 0, 1, 4, 5
@@ -758,7 +758,7 @@ def _check(wanted: Wanted) -> None:
     if min(wanted["size"]) < MIN_SIDE:
         wrong.append(f"sides of at least {MIN_SIDE} px, got size={tuple(wanted['size'])}")
     if wrong:
-        raise ValueError("write_scenes expected " + "; ".join(wrong))
+        raise ValueError("expected " + "; ".join(wrong))
 
 
 def _is_there(root: Path, wanted: Wanted) -> bool:

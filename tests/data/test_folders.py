@@ -1,23 +1,29 @@
 """Which files of two folders, or of a list, are pairs; and what is said of those that are not."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from segray.config import FoldersData, RequestError
 from segray.config.errors import MissingInput
 from segray.data import read_splits
 from segray.data.dataset import find_pairs
+from segray.data.folders import find_samples
+from segray.data.samples import Splits
 
+CLASSES = {"road": {"ids": 0}, "sky": {"ids": 1}}
 PARTS = ("train", "val", "test")
 
 
-def save(path: Path, mode: str = "L") -> Path:
+def save(path: Path, mode: str = "L", value: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (48, 32)).save(path)
+    Image.new(mode, (48, 32), value).save(path)
     return path
 
 
@@ -80,7 +86,92 @@ def test_a_city_is_the_subfolder_of_an_image(own) -> None:
         (images / city).mkdir()
         (images / f"{number:02}.png").rename(images / city / f"{number:02}.png")
     cities = {sample.id: sample.city for sample in read_splits(data)[0]}
-    assert [cities[f"{number:02}"] for number in range(3)] == ["bern", "bern/west", ""]
+    assert [cities[id] for id in ("bern/00", "bern/west/01", "02")] == ["bern", "bern/west", ""]
+
+
+def videos(data: FoldersData, *names: str, suffix: str = "") -> tuple[Path, Path]:
+    """Adds an image and a mask 0001 to a subfolder each; returns the folders they are in."""
+    images, masks = Path(data.root) / "images", Path(data.root) / "masks"
+    for number, name in enumerate(names):
+        save(images / name / "0001.png", "RGB", number)
+        save(masks / name / f"0001{suffix}.png")
+    return images, masks
+
+
+@pytest.mark.parametrize("suffix", ["", "_L"])
+def test_images_of_one_stem_are_paired_by_their_subfolder(own, suffix: str) -> None:
+    data = own(0 if suffix else 8, mask_suffix=suffix)
+    names = [f"seq{number}/left" for number in range(8)]
+    images, masks = videos(data, *names, suffix=suffix)
+    samples, _, findings = find_pairs(data)
+    assert findings == []
+    assert {(s.id, s.image, s.mask) for s in samples if s.city} == {
+        (f"{name}/0001", images / name / "0001.png", masks / name / f"0001{suffix}.png")
+        for name in names
+    }
+
+
+PLACES = st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map("/".join)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(PLACES, min_size=1), st.sampled_from(["", "_L", "a"]))
+def test_masks_in_the_same_subfolders_are_always_found(places: set[str], suffix: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for place in places:
+            for path in (root / f"x/{place}.jpg", root / f"y/{place}{suffix}.png"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        section = {"format": "folders", "root": folder, "size": [32, 48], "classes": CLASSES}
+        section |= {"images": "x", "masks": "y", "mask_suffix": suffix}
+        samples, findings = find_samples(FoldersData.model_validate(section))
+        assert findings == []
+        assert {s.id: s.mask for s in samples} == {p: root / f"y/{p}{suffix}.png" for p in places}
+        assert all(s.image == root / f"x/{s.id}.jpg" for s in samples)
+
+
+def test_a_mask_at_an_images_place_comes_before_others_of_its_stem(own) -> None:
+    data = own(8)
+    spare = save(Path(data.root) / "masks" / "old" / "03.png")
+    samples, _, findings = find_pairs(data)
+    assert [sample.mask for sample in samples if sample.id == "03"] == [spare.parents[1] / "03.png"]
+    assert [finding.message for finding in findings] == [f"{spare}: left out, has no image"]
+
+
+@pytest.mark.parametrize(
+    ("moved", "message"),
+    [
+        (["c", "d"], r"a/0001.png: no mask at .*masks/a/0001\.png, and its stem fits .*c/0.*d/0"),
+        (["c", None], r"a/0001.png: no mask at .*, and .*c/0001\.png fits .*a/0.* and .*b/0.* by"),
+        (["b", None], r"a/0001.png: no mask; expected .*masks/a/0001\.png"),
+    ],
+    ids=["two masks", "two images", "a mask of another image"],
+)
+def test_a_stem_that_fits_several_files_is_refused(own, moved, message: str) -> None:
+    data = own(8)
+    _, masks = videos(data, "a", "b")
+    for name in ("a", "b"):
+        shutil.rmtree(masks / name)
+    for name in filter(None, moved):
+        save(masks / name / "0001.png")
+    with pytest.raises(RequestError, match=message):
+        read_splits(data)
+    assert "left out" not in messages(data)
+
+
+def test_links_are_followed_and_no_image_comes_twice(own, tmp_path: Path) -> None:
+    data = own(8)
+    images, masks = videos(data, "seq1")
+    for folder, mode in ((images, "RGB"), (masks, "L")):
+        elsewhere = save(tmp_path / "disk" / folder.name / "0001.png", mode).parent
+        (elsewhere / "circle").symlink_to(elsewhere)
+        (folder / "seq2").symlink_to(elsewhere)
+        (folder / "again").symlink_to(folder / "seq1")
+        (folder / "seq1" / "circle").symlink_to(folder)
+    samples, _, findings = find_pairs(data)
+    assert findings == []
+    assert [s.id for s in samples if s.city] == ["seq1/0001", "seq2/0001"]
 
 
 def test_hidden_files_are_no_images(own) -> None:
@@ -108,7 +199,7 @@ def test_two_files_with_one_stem_are_refused(own, place: str) -> None:
     data = own(8)
     path = Path(data.root) / place / "03.png"
     shutil.copy(path, path.with_suffix(".bmp"))
-    with pytest.raises(RequestError, match=r"03\.bmp and .*03\.png have one stem"):
+    with pytest.raises(RequestError, match=r"03\.bmp and .*03\.png differ only in their ending"):
         read_splits(data)
 
 
@@ -179,6 +270,7 @@ def test_pairs_in_a_list_need_nothing_that_tells_images_from_masks(own) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("0001", r"train\.txt:2: 0001 is the stem of .*a/0001\.png and .*b/0001\.png: give the pa"),
         ("77", r"train\.txt:2: expected the stem of an image, its path below .*got '77'"),
         ("../own/images/04.png", r"train\.txt:2: expected the stem"),
         ("images/04.png masks/77.png", r"train\.txt:2: expected the stem"),
@@ -187,8 +279,32 @@ def test_pairs_in_a_list_need_nothing_that_tells_images_from_masks(own) -> None:
     ],
 )
 def test_a_line_that_names_no_pair_is_refused_with_its_number(own, line, message: str) -> None:
+    data = own()
+    videos(data, "a", "b")
     with pytest.raises(RequestError, match=message):
-        read_splits(listed(own(), train=f"00\n{line}\n"))
+        read_splits(listed(data, train=f"00\n{line}\n"))
+
+
+def test_a_list_cannot_name_two_images_of_one_place(own) -> None:
+    data = own()
+    save(Path(data.root) / "images" / "00.bmp")
+    with pytest.raises(RequestError, match=r"00\.png and .*00\.bmp differ only in their ending"):
+        read_splits(listed(data, train="00.png\nimages/00.bmp masks/01.png\n"))
+
+
+def test_a_list_names_images_of_one_stem_by_their_place(own) -> None:
+    data = own()
+    videos(data, "a", "b", "c")
+    lines = {"train": "a/0001", "val": "b/0001.png", "test": "images/c/0001.png masks/c/0001.png"}
+    samples, splits = read_splits(listed(data, **lines))
+    assert splits == Splits((0,), (1,), (2,))
+    assert [sample.id for sample in samples] == ["a/0001", "b/0001", "c/0001"]
+
+
+def test_one_folder_without_a_suffix_takes_only_pairs(own) -> None:
+    data = own().model_copy(update={"images": ".", "masks": "."})
+    with pytest.raises(RequestError, match=r'txt:1: expected "image-path mask-path" .*0\.png'):
+        read_splits(listed(data, train="images/00.png"))
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])

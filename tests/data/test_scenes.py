@@ -39,7 +39,7 @@ def test_a_scene_is_drawn_twice_the_same() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**40), st.integers(16, 80), st.integers(16, 120))
+@given(st.integers(0, 2**40), st.integers(32, 80), st.integers(32, 120))
 def test_any_size_gives_a_picture_and_allowed_labels(seed: int, height: int, width: int) -> None:
     image, labels = draw(seed, 0, (height, width))
     assert image.shape == (height, width, 3)
@@ -50,8 +50,8 @@ def test_any_size_gives_a_picture_and_allowed_labels(seed: int, height: int, wid
 
 
 def test_too_small_a_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 16 px"):
-        draw(0, 0, (15, 64))
+    with pytest.raises(ValueError, match="at least 32 px"):
+        draw(0, 0, (31, 64))
 
 
 def test_every_category_is_common_and_void_is_moderate() -> None:
@@ -186,5 +186,5 @@ def test_foreign_files_are_refused_and_an_empty_folder_is_not(tmp_path: Path) ->
 
 def test_all_wrong_numbers_are_told_at_once(tmp_path: Path) -> None:
     wrong = {**SMALL, "train": -1, "cities": 0, "val_cities": 99, "size": (8, 64)}
-    with pytest.raises(ValueError, match=r"train >= 0.*cities >= 1.*val_cities <= .*16 px"):
+    with pytest.raises(ValueError, match=r"train >= 0.*cities >= 1.*val_cities <= .*32 px"):
         write_scenes(tmp_path / "set", **wrong)
