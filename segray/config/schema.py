@@ -222,7 +222,8 @@ Part = Annotated[
 
 
 class FoldersData(_Data):
-    """Your own images and masks: a mask has its image's stem, plus `mask_suffix`."""
+    """Your own images and masks: a mask lies where its image does, or has its stem, plus
+    `mask_suffix`."""
 
     format: Literal["folders"]
     root: str
@@ -240,7 +241,8 @@ class FoldersData(_Data):
     """pooled: all images shuffled into 85 / 7.5 / 7.5 %. explicit: by train, val and test."""
     train: Part | None = None
     """explicit: {images: ..., masks: ...}, or the path of a text list with a line an image: its
-    stem, its path below `images`, or SegNet's "image-path mask-path"."""
+    path below `images` with or without ending, its stem if no other image has it, or SegNet's
+    "image-path mask-path"."""
     val: Part | None = None
     """explicit: as train."""
     test: Part | None = None

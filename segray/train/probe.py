@@ -15,7 +15,8 @@ from segray.train.loop import autocast, autocast_type, build_trial_model
 from segray.train.loss import segmentation_loss
 from segray.train.optimizer import build_optimizer
 
-LONG_S = 15.0  # a step that would take longer is judged by smaller ones
+LONG_S = 15.0  # a step that would take longer is judged by a smaller one
+FEW = 4  # images of the smaller step; one may be too few for batch normalisation
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class StepCost:
 def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCost:
     """One forward and backward of a worker's share of the batch, and the optimizer's step.
 
-    Two smaller steps come first. Where these say that the whole would need more than `room` bytes,
-    or take longer than LONG_S, it is not run, and its memory is extrapolated: activations grow in
-    proportion to the images.
+    A smaller step comes first. Where it says that the whole would need more than `room` bytes, or
+    take longer than LONG_S, that is not run, and its memory is extrapolated: weights, gradients and
+    AdamW's two moments are there once, and all the rest grows in proportion to the images.
     """
     torch.set_num_threads(config.threads)
     batch = config.train.batch_size // config.workers
@@ -44,20 +45,18 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
     def step(images: int) -> tuple[int, float]:
         started = time.perf_counter()
         _step(config, model, optimizer, images, device)
-        peak = _peak_bytes(device)
-        return peak, time.perf_counter() - started
+        return _peak_bytes(device), time.perf_counter() - started
 
-    few = min(batch, 2)  # one image may be too few for batch normalisation
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    fixed = _peak_bytes(device) + 3 * weights
+    few = min(batch, FEW)
+    step(few)  # the first one is slower
     peak, seconds = step(few)
     if batch == few:
         return StepCost(peak, seconds, few)
-    more = min(batch, 4)
-    below, (peak, seconds) = peak, step(more)
-    if batch == more:
-        return StepCost(peak, seconds, more)
-    whole = peak + (batch - more) * (peak - below) // (more - few)
-    if whole > room or seconds * batch / more > LONG_S:
-        return StepCost(whole, seconds * batch / more, more)
+    whole = fixed + (peak - fixed) * batch // few
+    if whole > room or seconds * batch / few > LONG_S:
+        return StepCost(max(whole, peak), seconds * batch / few, few)
     peak, seconds = step(batch)
     return StepCost(peak, seconds, batch)
 

@@ -60,15 +60,14 @@ def test_memory_is_tried_on_a_worker_of_the_cluster_and_refused_with_the_arithme
         assert "model.width=4" in run.stderr
 
 
-@pytest.mark.parametrize("batch", [4, 12])
-def test_memory_of_a_step_is_extrapolated_from_smaller_ones(tmp_path, sweep_file, batch):
+def test_memory_of_a_step_is_extrapolated_from_a_smaller_one(sweep_file):
     """Each in a process of its own, since a process's peak never falls."""
     code = """
 import sys, torch
 from segray.config import RequestError, load_sweep, trial_config
 from segray.train import probe
-probe.LONG_S = float(sys.argv[3])
-config = load_sweep(sys.argv[1], [f"train.batch_size={sys.argv[2]}"])
+probe.LONG_S = float(sys.argv[2])
+config = load_sweep(sys.argv[1], ["train.batch_size=12"])
 trial = trial_config(config, {}, seed=0, workers=1, gpus_per_worker=0, threads=1)
 cost = probe.measure_step(trial, torch.device("cpu"), 10**12)
 print(cost.peak_bytes, cost.images)
@@ -80,14 +79,14 @@ print(cost.peak_bytes, cost.images)
     )
 
     def measured(limit):
-        command = [sys.executable, "-c", code, str(file), str(batch), str(limit)]
+        command = [sys.executable, "-c", code, str(file), str(limit)]
         return map(int, subprocess.run(command, capture_output=True, check=True).stdout.split())
 
     peak, images = measured(60)
-    assert images == batch
+    assert images == 12
     guess, images = measured(0)
     assert images == 4
-    assert 0.8 < guess / peak < 1.25
+    assert 0.8 < guess / peak < 1.5  # rather too much than too little
 
 
 def test_a_step_that_cannot_fit_is_not_tried(sweep_file):

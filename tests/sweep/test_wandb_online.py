@@ -105,6 +105,7 @@ def test_a_server_lost_during_a_sweep_costs_nothing(
     account.recover()
     synced = segray("sync", folder)
     assert synced.returncode == 0, synced.stderr
+    print(synced.stdout)  # shown where what follows fails
     for name in ("000", "001", "002"):
         assert_whole(account, folder, name, records)
     assert "nothing to upload" in segray("sync", folder).stdout
