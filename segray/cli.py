@@ -62,6 +62,8 @@ _NO_SEARCH = [
     "require=[]",
     "early_terminate=null",
     "final=null",
+    "method=random",
+    "run_cap=1",
 ]
 
 

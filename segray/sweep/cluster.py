@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ _WORKERS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
+_PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE")  # no secret among them
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -61,7 +63,7 @@ class Plan:
 
 @contextlib.contextmanager
 def ray_cluster() -> Iterator[dict[str, float]]:
-    """Ray, for as long as the context lasts; yields the cluster's resources (CPU, GPU).
+    """Ray, for as long as the context lasts; yields what the cluster has (see `plan`).
 
     Ray's own processes listen on every interface, which cannot be changed, but answer only those
     who know a token: one made for this process, since Ray would write its own to a file that all
@@ -73,6 +75,7 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _check_reachable(address)
+    given = [name for name in _PASSED_ON if name in os.environ]
     os.environ["SEGRAY_CACHE"] = str(cache_root())  # trials run in other folders
     token: dict[str, str] = {}
     if address:
@@ -87,7 +90,8 @@ def ray_cluster() -> Iterator[dict[str, float]]:
 
     port = _free_port()
     where: dict[str, Any] = {"address": address}
-    variables = dict(_WORKERS)
+    # A joined cluster's processes have the environment of whoever started it.
+    variables = _WORKERS | {name: os.environ[name] for name in given}
     if not address:
         where = {
             "address": "local",  # never a Ray that somebody else left on this machine
@@ -115,14 +119,30 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield ray.cluster_resources()
+        yield _resources(ray.nodes())
     finally:
         ray.shutdown()
 
 
 def this_machine() -> dict[str, float]:
     """What Ray would find here."""
-    return {"CPU": cores(), "GPU": torch.cuda.device_count()}
+    here = {"CPU": cores(), "GPU": torch.cuda.device_count()}
+    return _resources([{"Alive": True, "Resources": here}])
+
+
+def _resources(nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """CPU and GPU: of all nodes. node_CPU: of the largest. CPU_per_GPU: on the node that has least
+    of it.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus, gpus = ([float(node.get(kind, 0)) for node in alive] for kind in ("CPU", "GPU"))
+    shares = [cpu / gpu for cpu, gpu in zip(cpus, gpus, strict=True) if gpu]
+    return {
+        "CPU": sum(cpus),
+        "GPU": sum(gpus),
+        "node_CPU": max(cpus),
+        "CPU_per_GPU": min(shares, default=0.0),
+    }
 
 
 def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Plan:
@@ -130,10 +150,12 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
 
     auto: a worker takes a GPU where there are any, and its share of the cores. Without GPUs as many
     trials run at once as there are cores, but at most a quarter of them all: of trials that all
-    start together, sampler and ASHA learn nothing. Cores that are left over become threads. Raises
-    RequestError, with the arithmetic, for a trial that the cluster can never hold.
+    start together, sampler and ASHA learn nothing. Cores that are left over become threads. No
+    worker gets more than a node has. Raises RequestError, with the arithmetic, for a trial that the
+    cluster can never hold.
     """
     cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
+    node_cpus = int(cluster.get("node_CPU", cpus))
     per_gpu = resources.gpus_per_worker
     gpu_share = (1.0 if gpus else 0.0) if per_gpu == "auto" else per_gpu
     limit = trials if gpu_share else max(2, math.ceil(trials / 4))
@@ -141,18 +163,19 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
     if resources.cpus_per_worker != "auto":
         threads = resources.cpus_per_worker
     elif gpu_share:
-        threads = max(1, int(cpus * gpu_share / gpus)) if gpus else 1
+        share = cluster.get("CPU_per_GPU", cpus / gpus if gpus else 0)
+        threads = max(1, min(node_cpus, int(share * gpu_share)))
     else:
-        threads = max(1, cpus // (min(wanted, trials) * resources.workers))
-    fits = cpus // (threads * resources.workers)
+        threads = max(1, min(node_cpus, cpus // (min(wanted, trials) * resources.workers)))
+    fits = cpus // (threads * resources.workers) if threads <= node_cpus else 0
     if gpu_share:
         fits = min(fits, int(gpus / (gpu_share * resources.workers) + 1e-9))
     if fits == 0:
         raise RequestError(
             f"resources: a trial (workers: {resources.workers}) needs "
             f"{threads * resources.workers} CPUs and {gpu_share * resources.workers:g} GPUs; "
-            f"this cluster has {cpus} CPUs and {gpus:g} GPUs. Lower resources.workers, "
-            "cpus_per_worker or gpus_per_worker"
+            f"this cluster has {cpus} CPUs ({node_cpus} on its largest node) and {gpus:g} GPUs. "
+            "Lower resources.workers, cpus_per_worker or gpus_per_worker"
         )
     return Plan(resources.workers, threads, gpu_share, min(fits, wanted, trials))
 

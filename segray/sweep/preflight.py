@@ -4,11 +4,13 @@ three in the morning.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from segray.config import (
     SweepConfig,
     TrialConfig,
     reachable,
+    satisfied,
     trial_config,
     trial_count,
 )
+from segray.config.schema import Resources, Tracking
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
 from segray.sweep.cluster import Plan, plan
 from segray.sweep.progress import Screen, count, size
@@ -30,22 +34,16 @@ from segray.sweep.search import KEEP_CHECKPOINTS
 from segray.tracking import check as check_tracking
 from segray.train import StepCost, build_trial_model, measure_step
 
+CORNERS = 4096  # combinations of sizes that are tried against `require`
 SAMPLE = 32  # pairs of image and mask that are read before the cache is built
 CALM_S = 10.0  # how long a worker may take to start before the person is told
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a sweep is made of, once it is known to be there."""
-
-    images: tuple[int, int, int]  # train, val, test
-    parameters: int  # of the model as the file has it
-
-
-def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> Inputs:
+def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConfig:
     """Run folder, images, masks, weights, disk and W&B; raises RequestError for what is missing.
 
-    `new`: the run folder must be free. No image cache is built; a sample of pairs is read.
+    `new`: the run folder must be free. No image cache is built; a sample of pairs is read. Returns
+    the config with the mode of W&B that it found: on another machine a trial would find its own.
     """
     if new:
         RunFolder.check_free(config)
@@ -66,6 +64,10 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> Inputs:
     parameters = [
         sum(p.numel() for p in build_trial_model(one).parameters()) for one in _origins(config)
     ]
+    if not hasattr(config.model, "pretrained") or config.model.pretrained is None:
+        with torch.device("meta"):  # shapes without numbers
+            largest = build_trial_model(first_trial(config, **largest_corner(config)))
+        parameters.append(sum(p.numel() for p in largest.parameters()))
     _check_disk(config, images, max(parameters))
     screen.say(
         f"images {images[0]} train, {images[1]} val, {images[2]} test at "
@@ -76,8 +78,10 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> Inputs:
     for warning in report.warnings:
         screen.say(f"in a sample of {SAMPLE}: {warning}")
     screen.say(f"model {config.model.name}, {parameters[0] / 1e6:.2f}M parameters")
-    screen.say(f"W&B {check_tracking(config.tracking.wandb.mode).says}")
-    return Inputs(images, parameters[0])
+    tracking = check_tracking(config.tracking.wandb.mode)
+    screen.say(f"W&B {tracking.says}")
+    wandb = config.tracking.wandb.model_copy(update={"mode": tracking.mode})
+    return config.model_copy(update={"tracking": Tracking(wandb=wandb)})
 
 
 def check_steps(config: SweepConfig, images: int) -> None:
@@ -98,87 +102,105 @@ def check_steps(config: SweepConfig, images: int) -> None:
         )
 
 
-def place_search(config: SweepConfig, cluster: Mapping[str, float], screen: Screen) -> Plan:
-    """How the trials share the cluster: as they fit by cores, GPUs and memory.
+def place(
+    config: SweepConfig, cluster: Mapping[str, float], screen: Screen
+) -> tuple[Plan, Plan | None]:
+    """How the trials of the search, and those of the final stage, share the cluster.
 
-    One worker somewhere on the cluster takes the step of the largest trial that the search can
-    come to. Where max_concurrent is auto, fewer trials run at once if memory asks for it; raises
-    RequestError, with the arithmetic, where even that does not help.
+    As they fit by cores, GPUs and memory: one worker somewhere on the cluster takes the step of the
+    largest trial that the search can come to. Where max_concurrent is auto, fewer trials run at
+    once if memory asks for it; raises RequestError, with the arithmetic, where even that does not
+    help.
     """
-    stage = plan(config.resources, cluster, trial_count(config))
-    corner = largest_corner(config)
-    largest = trial_config(
-        config,
-        corner,
-        seed=config.seed,
-        workers=stage.workers,
-        gpus_per_worker=stage.gpus_per_worker,
-        threads=stage.threads,
-    )
-    cost, rooms = _measure(largest, stage, screen)
-    what = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
-    whole = largest.train.batch_size // largest.workers
-    how = "measured" if cost.images == whole else f"extrapolated from {cost.images} images"
-    one = f"a worker of the largest trial ({what}) takes {size(cost.peak_bytes)} at its peak, {how}"
-    there = f"{size(sum(rooms))} of {'GPU memory for it' if stage.gpus_per_worker else 'memory'}"
-    if len(rooms) > 1:
-        there += f" on {len(rooms)} nodes"
-    fit = sum(room // cost.peak_bytes for room in rooms) // stage.workers
-    if stage.gpus_per_worker and cost.peak_bytes <= rooms[0]:
-        fit = stage.concurrent  # by their share of a GPU they were counted already
-    if fit < 1:
-        raise RequestError(
-            f"{one}; there are {there}. Lower train.batch_size, train.crop or the model's width, "
-            "or choose a larger machine"
-        )
-    screen.say(f"{one}; there are {there}")
-    if fit >= stage.concurrent:
-        return stage
-    need = size(cost.peak_bytes * stage.workers * stage.concurrent)
-    if config.resources.max_concurrent != "auto":
-        raise RequestError(
-            f"{one}; {stage.concurrent} trials at once need {need}, and there are {there}. Lower "
-            f"resources.max_concurrent to {fit}, or train.batch_size"
-        )
-    screen.say(
-        f"{count(fit, 'trial')} at once rather than {stage.concurrent}, which would need {need}"
-    )
-    fewer = config.resources.model_copy(update={"max_concurrent": fit})
-    return plan(fewer, cluster, trial_count(config))
-
-
-def place_final(config: SweepConfig, cluster: Mapping[str, float]) -> Plan | None:
-    """Seeds side by side where they fit, and every core used."""
+    trials = trial_count(config)
+    search = plan(config.resources, cluster, trials)
+    cost = _measure(config, search, screen)
+    search = _by_memory(config.resources, cluster, trials, search, cost, screen)
     if config.final is None:
-        return None
+        return search, None
     workers, seeds = config.final.workers, len(config.final.seeds)
     side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // workers))
     limit = config.resources.max_concurrent
     if limit != "auto":
         side_by_side = min(side_by_side, limit)
-    resources = config.resources.model_copy(
-        update={"workers": workers, "max_concurrent": side_by_side}
+    resources = config.resources.model_copy(update={"workers": workers})
+    limited = resources.model_copy(update={"max_concurrent": side_by_side})
+    final = plan(limited, cluster, seeds)
+    if workers < search.workers:  # each has more of the batch
+        cost = _measure(config, final, screen)
+    # The number of seeds side by side was ours: memory may lower it.
+    return search, _by_memory(resources, cluster, seeds, final, cost, screen)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What the largest trial asks of memory, and what there is."""
+
+    peak_bytes: int  # of one worker
+    rooms: list[int]  # bytes on each node, or on the GPU that was tried
+    on_gpu: bool
+    says: str  # both in words
+
+
+def _by_memory(
+    resources: Resources,
+    cluster: Mapping[str, float],
+    trials: int,
+    stage: Plan,
+    cost: _Cost,
+    screen: Screen,
+) -> Plan:
+    """The stage with no more trials at once than memory holds."""
+    fit = sum(room // cost.peak_bytes for room in cost.rooms) // stage.workers
+    if cost.on_gpu and cost.peak_bytes <= cost.rooms[0]:
+        fit = stage.concurrent  # by their share of a GPU they were counted already
+    if fit < 1:
+        raise RequestError(
+            f"{cost.says}; a trial has {count(stage.workers, 'worker')}. Lower train.batch_size, "
+            "train.crop or the model's width, or choose a larger machine"
+        )
+    if fit >= stage.concurrent:
+        return stage
+    need = size(cost.peak_bytes * stage.workers * stage.concurrent)
+    if resources.max_concurrent != "auto":
+        raise RequestError(
+            f"{cost.says}; {stage.concurrent} trials at once need {need}. Lower "
+            f"resources.max_concurrent to {fit}, or train.batch_size"
+        )
+    screen.say(
+        f"{count(fit, 'trial')} at once rather than {stage.concurrent}, which would need {need}"
     )
-    return plan(resources, cluster, seeds)
+    return plan(resources.model_copy(update={"max_concurrent": fit}), cluster, trials)
 
 
 def largest_corner(config: SweepConfig) -> dict[str, Any]:
-    """Of the searched keys that a step's memory depends on, the values that make it largest."""
-    names = [
-        name
-        for name in config.parameters
-        if name.startswith("model.") or name in ("train.batch_size", "train.crop")
+    """Of the searched keys that a step's memory depends on, the values that make it largest.
+
+    Together they meet `require`, as far as it is about them.
+    """
+    sized = ("train.batch_size", "train.crop", "train.precision", "train.loss.dice")
+    names = [name for name in config.parameters if name.startswith("model.") or name in sized]
+    # Of each key the largest first, so that the first that `require` lets pass is a large one.
+    choices = [
+        sorted(set(reachable(config, name)), key=partial(_weight, config), reverse=True)
+        for name in names
     ]
+    corners = (dict(zip(names, values, strict=True)) for values in itertools.product(*choices))
+    first = next(corners)
+    for corner in itertools.chain([first], itertools.islice(corners, CORNERS)):
+        if satisfied(config, corner):
+            return corner
+    return first
 
-    def weight(value: Any) -> tuple[float, str]:
-        if isinstance(value, int | float):
-            return float(value), ""
-        if isinstance(value, tuple):
-            return float(math.prod(value)), ""
-        # No crop is the whole image; b0 to b5, and mit-b0 to mit-b5, are in order as text.
-        return (math.prod(config.data.size), "") if value is None else (0.0, str(value))
 
-    return {name: max(reachable(config, name), key=weight) for name in names}
+def _weight(config: SweepConfig, value: Any) -> tuple[float, str]:
+    """Orders values of one key by what they ask of memory."""
+    if isinstance(value, int | float):
+        return float(value), ""
+    if isinstance(value, tuple):
+        return float(math.prod(value)), ""
+    # No crop is the whole image; b0 to b5, mit-b0 to mit-b5, and bf16 before fp32 as text.
+    return (math.prod(config.data.size), "") if value is None else (0.0, str(value))
 
 
 def checkpoint_bytes(config: SweepConfig, parameters: int, at_once: int) -> int:
@@ -266,31 +288,49 @@ def _try_step(config: TrialConfig, room: int) -> tuple[StepCost, int]:
     return measure_step(config, torch.device("cuda"), room), room
 
 
-def _measure(largest: TrialConfig, stage: Plan, screen: Screen) -> tuple[StepCost, list[int]]:
-    """The cost of the largest trial's step on a worker like the trials' own, and the bytes there
-    are for it: on the worker's GPU, or in the memory of each node.
-    """
+def _measure(config: SweepConfig, stage: Plan, screen: Screen) -> _Cost:
+    """The cost of the largest trial's step on a worker like the trials' own."""
     import ray  # not before ray_cluster, which sets what Ray reads on import
 
+    largest = trial_config(
+        config,
+        largest_corner(config),
+        seed=config.seed,
+        workers=stage.workers,
+        gpus_per_worker=stage.gpus_per_worker,
+        threads=stage.threads,
+    )
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     memory = [int(node["memory"]) for node in nodes if node.get("CPU") and node.get("memory")]
     task = ray.remote(
         num_cpus=stage.threads, num_gpus=stage.gpus_per_worker, max_calls=1, max_retries=0
     )(_try_step)
     promise = task.remote(largest, max(memory))
-    what = f"{stage.threads} CPUs and {stage.gpus_per_worker:g} GPUs"
+    worker = f"{count(stage.threads, 'CPU')} and {stage.gpus_per_worker:g} GPUs"
+    sizes = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
     try:
         ready, _ = ray.wait([promise], timeout=CALM_S)
         if not ready:
-            screen.say(f"trying a step of the largest trial on a worker of {what}")
+            screen.say(f"waiting for a worker of {worker} to try a step of the largest trial")
         cost, room = ray.get(promise)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, RequestError):
             raise cause from None
-        said = str(cause).strip().splitlines()[-1]
-        sizes = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
+        said = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
         raise RequestError(
-            f"one training step of the largest trial ({sizes}) failed on a worker of {what}: {said}"
+            f"one training step of the largest trial ({sizes}) failed on a worker of {worker}: "
+            f"{said}. If memory is short, lower train.batch_size, train.crop or the model's width"
         ) from None
-    return cost, [room] if stage.gpus_per_worker else memory
+    rooms = [room] if stage.gpus_per_worker else memory
+    share = largest.train.batch_size // largest.workers
+    how = "measured" if cost.images == share else f"extrapolated from {cost.images} images"
+    there = f"{size(sum(rooms))} of {'GPU memory for it' if stage.gpus_per_worker else 'memory'}"
+    if len(rooms) > 1:
+        there += f" on {len(rooms)} nodes"
+    says = (
+        f"a worker of the largest trial ({sizes}) takes {size(cost.peak_bytes)} at its peak, "
+        f"{how}; there are {there}"
+    )
+    screen.say(says)
+    return _Cost(cost.peak_bytes, rooms, stage.gpus_per_worker > 0, says)

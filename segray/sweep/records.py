@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from segray.config import RequestError, SweepConfig, TrialConfig, dump, load_sweep
 from segray.config.yaml_file import read as read_yaml
 from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
+Kind = Literal["sweep", "train"]  # the command that made a run folder
 LOCK = ".lock"
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
@@ -53,6 +54,7 @@ class TrialSpec:
     run_id: str  # unlike `id` unique among all sweeps: the W&B run
     run_folder: Path  # W&B's files go to its wandb/
     wandb: Mapping[str, Any]
+    cpus: int  # that each worker is given; config.threads, which decides numbers, may be another
     scores_test: bool = False  # the final stage alone
 
 
@@ -69,10 +71,11 @@ class TrialResult:
 class RunFolder:
     """runs/<name>: paths in it, and how its files are written."""
 
-    def __init__(self, path: Path, sweep_id: str) -> None:
+    def __init__(self, path: Path, sweep_id: str, kind: Kind = "sweep") -> None:
         """For an existing folder; `create` makes one."""
         self.path = path
         self.sweep_id = sweep_id
+        self.kind = kind
 
     @staticmethod
     def check_free(config: SweepConfig) -> None:
@@ -96,18 +99,24 @@ class RunFolder:
                 f"{path} is no run folder: expected a sweep.yaml that segray wrote in it. A run's "
                 "folder is <storage>/<name> of its sweep file, as in runs/unet"
             )
-        return cls(path, sweep_id[1])
+        kind = re.search(r"^# kind: (train)$", header, re.MULTILINE)
+        return cls(path, sweep_id[1], "train" if kind else "sweep")
 
     @classmethod
-    def resume(cls, config: SweepConfig) -> RunFolder | None:
+    def resume(cls, config: SweepConfig, kind: Kind = "sweep") -> RunFolder | None:
         """The folder of the run that `config` began, or None where it had not come so far.
 
-        Raises RequestError where the config says otherwise now.
+        Raises RequestError where the config says otherwise now, or `kind` another command's.
         """
         path = Path(config.storage) / config.name
         if _is_free(path):
             return None
         folder = cls.open(path)
+        if folder.kind != kind:
+            raise RequestError(
+                f"{path} was made by `segray {folder.kind}`: go on with segray {folder.kind} "
+                f"{path / 'sweep.yaml'} --resume"
+            )
         before, now = (_flat(c) for c in (folder.config(), config))
         changed = [
             f"  {key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
@@ -137,7 +146,7 @@ class RunFolder:
         `waiting`, until the last process of a killed sweep is gone. Raises RequestError where that
         does not happen within ORPHANS_S.
         """
-        with (self.path / LOCK).open("a") as file:
+        with (self.path / LOCK).open("a+") as file:
             until = time.monotonic() + ORPHANS_S
             told = False
             while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -162,16 +171,17 @@ class RunFolder:
             return not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @classmethod
-    def create(cls, config: SweepConfig) -> RunFolder:
+    def create(cls, config: SweepConfig, kind: Kind = "sweep") -> RunFolder:
         """A new folder with its sweep.yaml; raises RequestError where none can be made."""
         path = Path(config.storage) / config.name
+        folder = cls(path, secrets.token_hex(4))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                path.mkdir()  # of two sweeps that start at once under one name, one fails here
-            cls.check_free(config)
-            folder = cls(path, secrets.token_hex(4))
-            write_text(path / "sweep.yaml", folder._sweep_yaml(config))
+            path.mkdir(parents=True, exist_ok=True)
+            with (path / LOCK).open("a+") as file:  # of two that start at once, one has it
+                if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    raise RequestError(f"{path}: another sweep begins there at this moment")
+                cls.check_free(config)
+                write_text(path / "sweep.yaml", folder._sweep_yaml(config, kind))
         except OSError as error:
             raise RequestError(
                 f"cannot write to {path}: {error.strerror}; name a folder you can write to with "
@@ -202,7 +212,7 @@ class RunFolder:
         writer.writerows(rows)
         write_text(self.path / "leaderboard.csv", text.getvalue())
 
-    def _sweep_yaml(self, config: SweepConfig) -> str:
+    def _sweep_yaml(self, config: SweepConfig, kind: Kind) -> str:
         plain = config.model_dump(mode="json")
         digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
         versions = {name: version(name) for name in PACKAGES} | {
@@ -211,6 +221,7 @@ class RunFolder:
         header = [
             "# The resolved config of this run; `segray sweep` runs it again under another name=.",
             f"# id: {self.sweep_id}",
+            f"# kind: {kind}",
             f"# config sha256: {digest}",
             f"# started: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
             f"# command: {shlex.join(['segray', *sys.argv[1:]])}",
@@ -235,7 +246,7 @@ def ranked(results: Iterable[TrialResult], goal: str) -> list[TrialResult]:
 @contextlib.contextmanager
 def at_work_in(run_folder: Path) -> Iterator[None]:
     """For a process that trains: while the context lasts, nobody else takes the folder up."""
-    with (run_folder / LOCK).open("a") as file:
+    with (run_folder / LOCK).open("a+") as file:
         _lock(file, fcntl.LOCK_SH)
         yield
 
@@ -314,6 +325,11 @@ def _lock(file: IO[str], how: int) -> bool:
         fcntl.flock(file, how)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise RequestError(
+            f"{file.name}: the file system has no locks ({error.strerror}), which keep two sweeps "
+            "out of one run folder: name another one with storage=/some/folder"
+        ) from None
     return True
 
 

@@ -26,7 +26,7 @@ from segray.data import Dataset, open_dataset
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.cluster import Plan, plan, ray_cluster, this_machine
-from segray.sweep.preflight import check_inputs, place_final, place_search
+from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked, row
 from segray.sweep.search import FixedList, Search, make_spec
@@ -116,27 +116,30 @@ def run_sweep(
     """
     screen = screen or _screen(config)
     begun = RunFolder.resume(config) if resume else None
-    check_inputs(config, screen, new=begun is None)
-    with _interruptible(config), ray_cluster() as cluster:
-        search = place_search(config, cluster, screen)
-        final = place_final(config, cluster)
+    with contextlib.ExitStack() as stack:
+        if begun is not None:
+            stack.enter_context(_hold(begun, screen))
+        active = check_inputs(config, screen, new=begun is None)
+        cluster = stack.enter_context(ray_cluster())
+        search, final = place(config, cluster, screen)
         dataset = _open_dataset(config, screen)
         folder = begun or RunFolder.create(config)
-        with folder.hold(lambda: screen.say("waiting for the last processes of the earlier run")):
-            screen.say(
-                f"{count(trial_count(config), 'trial')} of up to "
-                f"{count(config.train.epochs, 'epoch')} by {config.method}, "
-                f"{search.concurrent} at a time: {search}"
-            )
-            if config.final is not None:
-                seeds = count(len(config.final.seeds), "seed")
-                screen.say(f"then the winner again with {seeds}")
-            trials = _search(config, folder, search, screen)
-            _require_score(trials, folder)
-            finals = _final(config, folder, final, trials[0], screen) if final else []
-            scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
-            kept = (scored or trials)[0]
-            _export(config, folder, dataset, kept)
+        stack.enter_context(_interruptible(folder))
+        if begun is None:
+            stack.enter_context(_hold(folder, screen))
+        screen.say(
+            f"{count(trial_count(config), 'trial')} of up to "
+            f"{count(config.train.epochs, 'epoch')} by {config.method}, "
+            f"{search.concurrent} at a time: {search}"
+        )
+        if config.final is not None:
+            screen.say(f"then the winner again with {count(len(config.final.seeds), 'seed')}")
+        trials = _search(active, folder, search, screen)
+        _require_score(trials, folder)
+        finals = _final(active, folder, final, trials[0], screen) if final else []
+        scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
+        kept = (scored or trials)[0]
+        _export(config, folder, dataset, kept)
     result = SweepResult(folder.path, tuple(trials), tuple(finals))
     _summarise(config, result, kept, screen)
     if finals and not scored:
@@ -152,39 +155,47 @@ def run_training(
     `resume` is as for `run_sweep`.
     """
     screen = screen or _screen(config)
-    begun = RunFolder.resume(config) if resume else None
-    check_inputs(config, screen, new=begun is None)
-    dataset = _open_dataset(config, screen)
-    alone = config.resources.model_copy(update={"max_concurrent": 1})
-    on_workers = config.resources.workers > 1
-    machines = ray_cluster() if on_workers else contextlib.nullcontext(this_machine())
-    with _interruptible(config), machines as machine:
+    begun = RunFolder.resume(config, "train") if resume else None
+    with contextlib.ExitStack() as stack:
+        if begun is not None:
+            stack.enter_context(_hold(begun, screen))
+        active = check_inputs(config, screen, new=begun is None)
+        dataset = _open_dataset(config, screen)
+        on_workers = config.resources.workers > 1
+        machine = stack.enter_context(ray_cluster()) if on_workers else this_machine()
+        alone = config.resources.model_copy(update={"max_concurrent": 1})
         stage = plan(alone, machine, 1)
-        folder = begun or RunFolder.create(config)
-        with folder.hold(lambda: screen.say("waiting for the last processes of the earlier run")):
-            spec = make_spec(config, folder, stage, "000", folder.trial("000"), {}, config.seed)
-            queue = FixedList([spec])
-            if on_workers:
-                _run_list(queue, config, folder, stage, screen)
-            elif queue.missing:
-                _run_here(spec, queue, screen)
-            folder.write_leaderboard(queue.results, config.metric.goal)
-            _require_score(queue.results, folder)
-            _export(config, folder, dataset, queue.results[0])
+        folder = begun or RunFolder.create(config, "train")
+        stack.enter_context(_interruptible(folder))
+        if begun is None:
+            stack.enter_context(_hold(folder, screen))
+        spec = make_spec(active, folder, stage, "000", folder.trial("000"), {}, config.seed)
+        queue = FixedList([spec])
+        if on_workers:
+            _run_list(queue, active, folder, stage, screen)
+        elif queue.missing:
+            _run_here(spec, queue, screen)
+        folder.write_leaderboard(queue.results, config.metric.goal)
+        _require_score(queue.results, folder)
+        _export(config, folder, dataset, queue.results[0])
     result = SweepResult(folder.path, tuple(queue.results), ())
     _summarise(config, result, result.best, screen)
     return result
 
 
+def _hold(folder: RunFolder, screen: Screen) -> contextlib.AbstractContextManager[None]:
+    return folder.hold(lambda: screen.say("waiting for the last processes of the earlier run"))
+
+
 @contextlib.contextmanager
-def _interruptible(config: SweepConfig) -> Iterator[None]:
+def _interruptible(folder: RunFolder) -> Iterator[None]:
     """Ctrl-C ends with a message that says where everything is, not with a traceback."""
     try:
         yield
     except KeyboardInterrupt:
-        folder = Path(config.storage) / config.name
         raise Interrupted(
-            f"interrupted; everything so far is in {folder}. The same command with --resume goes on"
+            f"interrupted; everything so far is in {folder.path}. The same command with --resume "
+            "goes on"
         ) from None
 
 
@@ -233,7 +244,10 @@ def _search(
             f"taken up again: {count(len(search.results), 'trial')} had ended, "
             f"{len(search.unfinished)} had begun and go on from their last epoch"
         )
-    if search.missing and not search.closed:
+    decided = any(folder.path.glob("final/*/config.yaml"))
+    if decided and search.missing:
+        screen.say("the final stage had begun, so the search stays as it was")
+    elif search.missing and not search.closed:
         with screen.trials(trial_count(config), search.results):
             run_trials(
                 search,
@@ -253,9 +267,10 @@ def _search(
         raise WorkError(
             f"{search.failed} trials failed, more than budget.max_failed_trials="
             f"{config.budget.max_failed_trials}: {'; '.join(reasons)}\n"
-            f"Each one's log is in {folder.path}/trials/<id>/log.txt"
+            f"Each one's log is in {folder.path}/trials/<id>/log.txt. Once the cause is gone, a "
+            f"larger budget.max_failed_trials with --resume goes on"
         )
-    if len(results) < trial_count(config):
+    if len(results) < trial_count(config) and not decided:
         screen.say(f"budget.hours={config.budget.hours} is used up after {len(results)} trials")
     return results
 

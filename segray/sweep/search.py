@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 
 from segray.config import (
     Assignment,
+    RequestError,
     SweepConfig,
     WorkError,
     grid,
@@ -24,6 +25,7 @@ from segray.config import (
 )
 from segray.sweep import space
 from segray.sweep.cluster import Plan
+from segray.sweep.progress import count
 from segray.sweep.records import (
     RunFolder,
     TrialResult,
@@ -197,14 +199,17 @@ class Search:
 
 
 class FixedList:
-    """Given trials, one after the other, without a study; those that had ended stay as they are."""
+    """Given trials, one after the other, without a study.
+
+    Those that had ended stay as they are; those that had failed get another chance.
+    """
 
     def __init__(self, specs: Sequence[TrialSpec]) -> None:
         self._waiting: list[TrialSpec] = []
         self.results: list[TrialResult] = []
         for spec in specs:
             outcome = read_outcome(spec.folder)
-            if outcome is None:
+            if outcome is None or outcome.state == "failed":
                 self._waiting.append(spec)
             else:
                 self.results.append(TrialResult(spec.id, spec.folder, spec.assignment, outcome))
@@ -252,6 +257,16 @@ def make_spec(
     One that was begun before keeps the config that it began with: it decides the numbers.
     """
     begun = read_config(path)
+    if begun is not None and (begun.workers, begun.gpus_per_worker) != (
+        stage.workers,
+        stage.gpus_per_worker,
+    ):
+        raise RequestError(
+            f"trial {trial_id} was begun on {count(begun.workers, 'worker')} with "
+            f"{begun.gpus_per_worker:g} GPUs each, and here it would have "
+            f"{count(stage.workers, 'worker')} with {stage.gpus_per_worker:g}: other numbers. "
+            "Go on with it on a machine like the first, or begin anew under another name="
+        )
     return TrialSpec(
         id=trial_id,
         folder=path,
@@ -269,5 +284,6 @@ def make_spec(
         run_id=f"{folder.sweep_id}-{trial_id}",
         run_folder=folder.path,
         wandb=config.tracking.wandb.model_dump(),
+        cpus=stage.threads,
         scores_test=scores_test,
     )

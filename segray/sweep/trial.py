@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -38,11 +38,15 @@ from segray.train import (
     checkpoint,
     distributed,
     evaluate,
+    kept_records,
     predict_masks,
     read_records,
     scores,
     train,
 )
+
+if TYPE_CHECKING:  # Ray is imported where a trial runs in it: `segray train` has no need of it
+    from ray.actor import ActorHandle
 
 Tell = Callable[[Metrics], Stop | None]
 """Passes an epoch's metrics on, on every worker; worker 0's answer says why to end, or None."""
@@ -51,8 +55,9 @@ Tell = Callable[[Metrics], Stop | None]
 def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
     """Train a trial to its end, in each of its workers; worker 0 keeps the records and tracks.
 
-    A trial that was begun before goes on. What is raised has been written to the trial's log.txt
-    and outcome.json.
+    A trial that was begun before goes on. What is raised has been written to the trial's log.txt,
+    and where one worker trains to outcome.json: of several, one sees no more than that another is
+    gone, and whoever runs them says how it ended.
     """
     first = distributed.rank() == 0
     printed = _printed_to(spec.folder / "log.txt") if first else contextlib.nullcontext()
@@ -62,9 +67,29 @@ def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
         except Exception as error:
             if first:
                 traceback.print_exc()
+            if distributed.world_size() == 1:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 write_outcome(spec.folder, failed_outcome(spec.folder, reason))
             raise
+
+
+class _Orphaned(SystemExit):
+    """The sweep that this trial belongs to is gone: it ends where it stands, to be taken up again.
+
+    No Exception, so that nothing books it as a failure.
+    """
+
+
+def _ask(board: ActorHandle, spec: TrialSpec, metrics: Metrics) -> Stop | None:
+    """The board's verdict on an epoch."""
+    import ray
+
+    try:
+        posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
+        verdict: Stop | None = ray.get(posted)
+    except ray.exceptions.RayError as error:
+        raise _Orphaned(f"the board does not answer: {error}") from None
+    return verdict
 
 
 def trial_device(spec: TrialSpec) -> torch.device:
@@ -74,7 +99,6 @@ def trial_device(spec: TrialSpec) -> torch.device:
 
 def tune_trainable(config: Mapping[str, Any]) -> None:
     """What Tune runs for a trial of one worker: its TrialSpec and the name of the board."""
-    import ray
     from ray import tune
 
     from segray.sweep.board import find_board
@@ -83,8 +107,7 @@ def tune_trainable(config: Mapping[str, Any]) -> None:
     board = find_board(config["board"])
 
     def tell(metrics: Metrics) -> Stop | None:
-        posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
-        verdict: Stop | None = ray.get(posted)
+        verdict = _ask(board, spec, metrics)
         tune.report(_headline(metrics))
         return verdict
 
@@ -109,7 +132,7 @@ def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
         scaling_config=ray_train.ScalingConfig(
             num_workers=spec.config.workers,
             use_gpu=gpus > 0,
-            resources_per_worker={"CPU": spec.config.threads} | ({"GPU": gpus} if gpus else {}),
+            resources_per_worker={"CPU": spec.cpus} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=ray_train.RunConfig(
             name="train",
@@ -123,7 +146,6 @@ def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
 
 def _train_worker(config: Mapping[str, Any]) -> None:
     """What Ray Train runs in each worker."""
-    import ray
     import ray.train
     import ray.train.torch
 
@@ -133,10 +155,7 @@ def _train_worker(config: Mapping[str, Any]) -> None:
     board = find_board(config["board"])
 
     def tell(metrics: Metrics) -> Stop | None:
-        verdict: Stop | None = None
-        if distributed.rank() == 0:
-            posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
-            verdict = ray.get(posted)
+        verdict = _ask(board, spec, metrics) if distributed.rank() == 0 else None
         ray.train.report(_headline(metrics))  # a barrier: every worker has to call it
         return verdict
 
@@ -151,13 +170,15 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     if first:
         write_config(spec)
     tracker = _start_tracker(spec, dataset, first)
-    for record in read_records(spec.folder / "metrics.jsonl") if first else ():
+    for record in kept_records(spec.folder) if first else ():
         tracker.log(_shown(record), epoch=record["epoch"])  # of a trial that goes on
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
         scored = spec.scores_test and outcome.best_epoch is not None
         test = _score_test(spec, dataset, device) if scored else {}
+    except _Orphaned:
+        raise  # its tracked run goes on with it
     except BaseException:
         tracker.finish({"state": "failed"}, failed=True)
         raise

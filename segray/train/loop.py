@@ -270,12 +270,17 @@ class _Training:
         }
         if self.rank == 0:
             # The record first: a checkpoint whose epoch has no record could not be told of again.
+            # `last` before `best`: from it `best` can be made again, not the other way round.
             append_record(self.folder / "metrics.jsonl", record)
-            if is_best:
-                checkpoint.save(self.best_path, {"epoch": at.epoch, "value": value}, self.model)
             state = {"progress": asdict(at), "schedule": self.lr.state_dict()}
             checkpoint.save(self.last_path, state, self.model, self.optimizer)
+            if is_best:
+                self._save_best()
         return self._report(record)
+
+    def _save_best(self) -> None:
+        state = {"epoch": self.progress.best_epoch, "value": self.progress.best}
+        checkpoint.save(self.best_path, state, self.model)
 
     def _report(self, record: Metrics) -> Stop | None:
         verdict = _STOPS.index(self.reporter.report(record))
@@ -290,12 +295,18 @@ class _Training:
             state = checkpoint.load(self.last_path, self.model, self.optimizer)
             self.progress = _Progress(**state["progress"])
             self.lr.load_state_dict(state["schedule"])
-        path = self.folder / "metrics.jsonl"
-        kept = [line for line in read_records(path) if line["epoch"] <= self.progress.epoch]
+        kept = kept_records(self.folder)
         if self.rank == 0:
+            at = self.progress
+            if at.epoch and at.best_epoch == at.epoch and _epoch_of(self.best_path) != at.epoch:
+                self._save_best()  # the process was killed before it could
             self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / "metrics.jsonl"
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            with temporary.open("w") as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         return self._report(kept[-1]) if kept else None
 
@@ -442,6 +453,17 @@ def read_records(path: Path) -> list[Metrics]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+
+
+def kept_records(folder: Path) -> list[Metrics]:
+    """The records of the epochs that a training in `folder` goes on from: its last checkpoint's."""
+    last = folder / "checkpoint" / "last.safetensors"
+    epoch = checkpoint.read_state(last)["progress"]["epoch"] if last.is_file() else 0
+    return [line for line in read_records(folder / "metrics.jsonl") if line["epoch"] <= epoch]
+
+
+def _epoch_of(best: Path) -> int | None:
+    return checkpoint.read_state(best)["epoch"] if best.is_file() else None
 
 
 def _class_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from segray.config import TrialConfig
-from segray.train.loop import autocast, autocast_type, build_trial_model
+from segray.train.loop import EVAL_BATCH, autocast, autocast_type, build_trial_model
 from segray.train.loss import segmentation_loss
 from segray.train.optimizer import build_optimizer
 
@@ -24,12 +25,13 @@ class StepCost:
     """One worker's training step."""
 
     peak_bytes: int  # CPU: of the whole process; GPU: of its allocations there
-    seconds: float
+    seconds: float  # of a whole step
     images: int  # the step that was run; memory of the whole batch is extrapolated from it
 
 
 def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCost:
-    """One forward and backward of a worker's share of the batch, and the optimizer's step.
+    """One forward and backward of a worker's share of the batch, the optimizer's step, and a batch
+    of validation.
 
     A smaller step comes first. Where it says that the whole would need more than `room` bytes, or
     take longer than LONG_S, that is not run, and its memory is extrapolated: weights, gradients and
@@ -52,13 +54,25 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
     few = min(batch, FEW)
     step(few)  # the first one is slower
     peak, seconds = step(few)
-    if batch == few:
-        return StepCost(peak, seconds, few)
-    whole = fixed + (peak - fixed) * batch // few
-    if whole > room or seconds * batch / few > LONG_S:
-        return StepCost(max(whole, peak), seconds * batch / few, few)
-    peak, seconds = step(batch)
-    return StepCost(peak, seconds, batch)
+    each = seconds / few
+    whole, tried = fixed + (peak - fixed) * batch // few, few
+    if batch > few and whole <= room and each * batch <= LONG_S:
+        whole, seconds = step(batch)
+        each, tried = seconds / batch, batch
+    crop = math.prod(config.train.crop or config.data.size)
+    if device.type == "cuda" or each * EVAL_BATCH * math.prod(config.data.size) / crop <= LONG_S:
+        _evaluate(config, model, device)
+    return StepCost(max(whole, _peak_bytes(device)), each * batch, tried)
+
+
+def _evaluate(config: TrialConfig, model: nn.Module, device: torch.device) -> None:
+    """What validation takes at a time: whole images, whatever crop and batch are."""
+    model.eval()
+    with (
+        torch.inference_mode(),
+        autocast(device, autocast_type(config.train.precision, device)),
+    ):
+        model(torch.rand(EVAL_BATCH, 3, *config.data.size, device=device))
 
 
 def _step(
