@@ -71,7 +71,7 @@ class Search:
         _mend_journal(folder.study)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder.study))),
-            study_name=config.name,
+            study_name=folder.config().name,  # the folder may have been renamed since
             direction=config.metric.goal,
             load_if_exists=True,
         )

@@ -1,7 +1,7 @@
 """A sweep that was killed, and taken up again, gives what one that was never stopped gives."""
 
-import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,5 +192,23 @@ def test_one_training_goes_on_too(sweep_file, segray, tmp_path, records):
     assert run.returncode == 0, run.stderr
     whole, cut = (without_time(tmp_path / "runs" / name) for name in ("whole", "cut"))
     assert whole == cut
-    with contextlib.suppress(FileNotFoundError):
-        assert not list((tmp_path / "runs/cut").rglob("last.safetensors"))
+    assert not list((tmp_path / "runs/cut").rglob("last.safetensors"))
+    assert "1 of 1 trial ended" in segray("status", tmp_path / "runs/cut").stdout
+    as_sweep = segray("sweep", tmp_path / "runs/cut/sweep.yaml", "--resume")
+    assert as_sweep.returncode == 2
+    assert "was made by `segray train`" in as_sweep.stderr
+
+
+def test_once_the_final_stage_has_begun_the_search_stays_as_it_was(sweep_file, segray, tmp_path):
+    """Or another trial could win whose final training nobody would have seen."""
+    quiet = {"wandb": {"mode": "disabled"}}
+    file = sweep_file(run_cap=2, final={"seeds": [7]}, tracking=quiet)
+    assert segray("sweep", file, "train.epochs=1").returncode == 0
+    run = tmp_path / "runs/tiny"
+    # A trial without an ending, as budget.hours leaves those that never began; a final cut short.
+    shutil.rmtree(run / "trials/001")
+    (run / "final/seed_7/outcome.json").unlink()
+    again = segray("sweep", file, "train.epochs=1", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "the search stays as it was" in again.stdout
+    assert not (run / "trials/001").exists()

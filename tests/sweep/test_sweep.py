@@ -204,6 +204,8 @@ def test_a_signal_ends_it_in_seconds_and_it_says_where_things_are(sweep_file, tm
     assert "Traceback" not in said
     assert trials
     assert not [pid for pid in trials if Path(f"/proc/{pid}").exists()]
+    # They did not fail: they wait for --resume.
+    assert not list(tmp_path.glob("runs/tiny/trials/*/outcome.json"))
 
 
 def test_more_failures_than_the_budget_allows_end_the_sweep(sweep_file):
