@@ -69,7 +69,7 @@ class Search:
         _mend_journal(folder.study)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder.study))),
-            study_name=config.name,
+            study_name=folder.config().name,  # a renamed folder keeps its study
             direction=config.metric.goal,
             load_if_exists=True,
         )
