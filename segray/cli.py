@@ -91,7 +91,9 @@ def sweep(
     ] = False,
     smoke_test: Annotated[
         bool,
-        typer.Option("--smoke-test", help="Run it small: 2 trials, 1 epoch, a few of the images."),
+        typer.Option(
+            "--smoke-test", help="Run it small: 2 trials, 1 epoch, a few images; as <name>-smoke."
+        ),
     ] = False,
     resume: Resume = False,
     address: Annotated[
