@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ def run_sweep(
     """Run a sweep file to its end: `segray sweep` for Python.
 
     `overrides` are dotted config keys and their values, as in {"train.epochs": 5, "data.root":
-    "/data/cityscapes"}. The result has `best` (the winning trial: its assignment and outcome),
-    `trials` (all, best first), `final`, `table` (the leaderboard, a mapping a row) and `folder`.
+    "/data/cityscapes"}; tuples, paths and NumPy's numbers are taken too. The result has `best` (the
+    winning trial: its assignment and outcome), `trials` (all, best first), `final`, `table` (the
+    leaderboard, a mapping a row) and `folder`.
 
     Raises segray.config.ConfigError for what is wrong with the file or the overrides,
     RequestError for what cannot be met, WorkError where no trial could be scored.
@@ -28,6 +29,26 @@ def run_sweep(
     from segray.config import load_sweep, one_line  # here, so that `import segray` costs nothing
     from segray.sweep.runner import run_sweep as run
 
-    plain = {k: str(v) if isinstance(v, Path) else v for k, v in (overrides or {}).items()}
-    texts = [f"{key}={one_line(value)}" for key, value in plain.items()]
+    given = overrides or {}
+    texts = [f"{key}={one_line(_plain(value, key))}" for key, value in given.items()]
     return run(load_sweep(file, texts), resume=resume)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """`value` as a sweep file could hold it; raises ConfigError where it could not."""
+    import numpy as np
+
+    from segray.config import ConfigError, Problem
+
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, key) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item, key) for name, item in value.items()}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    rule = "expected numbers, text, true, false, None, and lists and mappings of these"
+    raise ConfigError([Problem(f"override {key}", key, rule, f"a {type(value).__qualname__}")])

@@ -8,7 +8,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +78,7 @@ def _root(
 
 @app.command()
 def sweep(
+    context: typer.Context,
     arguments: Annotated[
         list[str],
         typer.Argument(
@@ -93,7 +93,9 @@ def sweep(
     ] = False,
     smoke_test: Annotated[
         bool,
-        typer.Option("--smoke-test", help="Run it small: 2 trials, 1 epoch, a few of the images."),
+        typer.Option(
+            "--smoke-test", help="Run it small: 2 trials, 1 epoch, a few images; as <name>-smoke."
+        ),
     ] = False,
     resume: Resume = False,
     address: Annotated[
@@ -114,7 +116,7 @@ def sweep(
         segray sweep sweeps/unet.yaml --resume
     """
     from segray.sweep.dry_run import show_plan
-    from segray.sweep.runner import run_sweeps, smoke
+    from segray.sweep.runner import run_sweeps
 
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
@@ -122,19 +124,19 @@ def sweep(
     read = []
     for file in files:
         with _Advice(file):
-            read.append(read_sweep(file, overrides))
-    if smoke_test:
-        read = [replace(one, config=smoke(one.config)) for one in read]
+            read.append(read_sweep(file, overrides, smoke=smoke_test))
     if dry_run:
         for one in read:
             show_plan(one)
         return
     with _Advice(files[0]):
-        run_sweeps([one.config for one in read], resume=resume)
+        run_sweeps(
+            [one.config for one in read], resume=resume, replace=smoke_test, command=context.obj
+        )
 
 
 @app.command()
-def train(arguments: Arguments, resume: Resume = False) -> None:
+def train(context: typer.Context, arguments: Arguments, resume: Resume = False) -> None:
     """One training with the file's own values, without search; it is scored on val only.
 
     Example:
@@ -145,7 +147,8 @@ def train(arguments: Arguments, resume: Resume = False) -> None:
 
     file, overrides = _split_one(arguments)
     with _Advice(file):
-        run_training(load_sweep(file, [*_NO_SEARCH, *overrides]), resume=resume)
+        config = load_sweep(file, [*_NO_SEARCH, *overrides])
+        run_training(config, resume=resume, command=context.obj)
 
 
 @app.command()
@@ -290,8 +293,9 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the work failed, 2 the request was wrong."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(args=arguments, prog_name="segray")
+        app(args=given, prog_name="segray", obj=["segray", *given])
     except SegrayError as error:
         _complain(str(error))
         sys.exit(error.exit_code)

@@ -14,6 +14,7 @@ from segray.config.assignment import put
 from segray.config.errors import ConfigError, Problem, RequestError
 from segray.config.rules import contradictions
 from segray.config.schema import Parameter, SweepConfig
+from segray.config.smoke import smoke_changes
 from segray.config.validate import Flaw
 from segray.config.yaml_file import KeyPath, brief, show
 
@@ -32,8 +33,8 @@ class SweepFile:
     config: SweepConfig
     sources: Mapping[str, str]
     """Dotted path of every leaf of the config -> where its value came from: "a.yaml:12",
-    "a.yaml:15, environment X", "override train.epochs=5" or "default". A list is one leaf, and so
-    is an entry of `parameters`."""
+    "a.yaml:15, environment X", "override train.epochs=5", "--smoke-test" or "default". A list is
+    one leaf, and so is an entry of `parameters`."""
 
 
 def load_sweep(
@@ -44,9 +45,16 @@ def load_sweep(
 
 
 def read_sweep(
-    file: str | Path, overrides: Sequence[str] = (), env: Mapping[str, str] = os.environ
+    file: str | Path,
+    overrides: Sequence[str] = (),
+    env: Mapping[str, str] = os.environ,
+    *,
+    smoke: bool = False,
 ) -> SweepFile:
     """Read a sweep file and its bases, apply `key=value` overrides, expand ${VAR} and ~, validate.
+
+    `smoke` then makes the sweep small (see smoke.py); what is wrong with it at its full size is
+    found all the same.
 
     Raises ConfigError with everything that is wrong, each with its file:line (or override),
     key path, rule and value; RequestError where there is no such file.
@@ -62,19 +70,11 @@ def read_sweep(
         refused = [problem for text in overrides for problem in unread.override(text)]
         raise ConfigError([*refused, *error.problems]) from None
     refused = [problem for text in overrides for problem in request.override(text)]
-    unset = request.expand(env)
-    known = {show(flaw.path) for flaw in unset}  # what is not expanded fits nowhere
-    config, found = validate.check(request.data)
-    found = [flaw for flaw in found if show(flaw.path) not in known] + unset
-    found = [flaw for flaw in found if not _concerns(flaw, refused)]
-    if config is not None and not found and not refused:
-        found = contradictions(config)
-    if config is None or found or refused:
-        found.sort(key=lambda flaw: request.where(flaw.path).order)
-        problems = [*refused, *(request.problem(flaw) for flaw in found)]
-        about_root = "data.root" in known
-        about_root &= validate.get(request.data, ("data", "format")) == "cityscapes"
-        raise ConfigError(problems, CITYSCAPES_HELP if about_root else "")
+    config = _validated(request, refused, request.expand(env))
+    if smoke:
+        for at, value in smoke_changes(config).items():
+            request.set(at, value, "--smoke-test")
+        config = _validated(request)
     config = _absolute_paths(config)
     return SweepFile(path, config, request.sources(config))
 
@@ -151,9 +151,10 @@ class _Request:
         return _Request(base.data, base.places | self.places)
 
     def forget(self, path: KeyPath) -> None:
-        """Drop the places of a key and of all below it."""
-        for old in [old for old in self.places if old[: len(path)] == path]:
-            del self.places[old]
+        """Drop where the value of a key, and of all below it, came from."""
+        for known in (self.places, self.variables):
+            for old in [old for old in known if old[: len(path)] == path]:
+                del known[old]
 
     def override(self, text: str) -> tuple[Problem, ...]:
         """Apply one `key=value`, or say why it cannot be."""
@@ -175,10 +176,14 @@ class _Request:
             if parent is not None and not isinstance(parent, dict):
                 rule = f"{show(path[:end])} holds no keys, so {path[end]} cannot be set in it"
                 return (Problem(place, key, rule, brief(parent)),)
-        put(self.data, path, value)
-        self.forget(path)
-        self.places[path] = _Place(place, -1, 0)
+        self.set(path, value, place)
         return ()
+
+    def set(self, path: Sequence[str], value: Any, place: str) -> None:
+        """Put in a value that no file gives; `place` says who does."""
+        put(self.data, path, value)
+        self.forget(tuple(path))
+        self.places[tuple(path)] = _Place(place, -1, 0)
 
     def _split(self, key: str) -> tuple[str, ...]:
         """Names below `parameters` are dotted themselves: the longest known one wins."""
@@ -230,6 +235,25 @@ class _Request:
         names = dict.fromkeys(name for some in used for name in some)
         suffix = f", environment {' and '.join(names)}" if names else ""
         return self.where(path).text + suffix
+
+
+def _validated(
+    request: _Request, refused: Sequence[Problem] = (), unset: Sequence[Flaw] = ()
+) -> SweepConfig:
+    """The config that a request makes; `refused` and `unset` are wrong with it already."""
+    known = {show(flaw.path) for flaw in unset}  # what is not expanded fits nowhere
+    config, found = validate.check(request.data)
+    found = [flaw for flaw in found if show(flaw.path) not in known] + [*unset]
+    found = [flaw for flaw in found if not _concerns(flaw, refused)]
+    if config is not None and not found and not refused:
+        found = contradictions(config)
+    if config is None or found or refused:
+        found.sort(key=lambda flaw: request.where(flaw.path).order)
+        problems = [*refused, *(request.problem(flaw) for flaw in found)]
+        about_root = "data.root" in known
+        about_root &= validate.get(request.data, ("data", "format")) == "cityscapes"
+        raise ConfigError(problems, CITYSCAPES_HELP if about_root else "")
+    return config
 
 
 def _read(path: Path, env: Mapping[str, str], above: tuple[Path, ...]) -> _Request:

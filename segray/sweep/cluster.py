@@ -88,6 +88,11 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         os.environ.setdefault(name, value)
     import ray
 
+    if ray.is_initialized():
+        raise RequestError(
+            "this program has called ray.init() already, and a sweep starts or joins Ray itself: "
+            "call ray.shutdown() first; to run on a cluster, put its address into RAY_ADDRESS"
+        )
     port = _free_port()
     where: dict[str, Any] = {"address": address}
     # A joined cluster's processes have the environment of whoever started it.

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from segray.config import RequestError, trial_count
+from segray.config import trial_count
 from segray.sweep.progress import Running, Screen, count, size
 from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_outcome
+from segray.tracking.sync import uploaded
 from segray.train import read_records
 
 
@@ -39,10 +40,10 @@ def show_status(path: Path) -> None:
         screen.leaderboard(finals_ended, "Final", finals_begun)
     if running:
         screen.line("\nA sweep is at work in this folder.")
-    elif missing > 0 or len(finals_ended) < wanted:
+    elif len(finals_ended) < wanted or (missing > 0 and not wanted):
         screen.line(
             "\nNo sweep is at work in this folder, and not all is done. To go on:\n"
-            f"  segray sweep {path / 'sweep.yaml'} --resume"
+            f"  {folder.resume_command()}"
         )
     else:
         screen.line("\nThe sweep is done.")
@@ -53,11 +54,15 @@ def clean_run(path: Path, confirm: Callable[[str], bool]) -> None:
 
     What results depend on stays: records, study, best/, the final stage, W&B runs that were not
     uploaded, and as long as trials are missing every checkpoint. Raises RequestError for a folder
-    that is no run's, or in which a sweep is at work.
+    that is no run's, or in which a sweep is at work; one that starts meanwhile waits.
     """
     folder = RunFolder.open(path)
-    if folder.running():
-        raise RequestError(f"{path}: a sweep is at work in this folder; wait until it has ended")
+    with folder.alone():
+        _clean(folder, confirm)
+
+
+def _clean(folder: RunFolder, confirm: Callable[[str], bool]) -> None:
+    path = folder.path
     found = [(entry, _bytes(entry)) for entry in _spare(folder)]
     console = Console(highlight=False, soft_wrap=True)
     if not found:
@@ -85,8 +90,7 @@ def _spare(folder: RunFolder) -> Iterator[Path]:
         and (folder.path / "best").is_dir()
     ):
         yield from sorted(folder.path.glob("trials/*/checkpoint"))
-    for marker in sorted(folder.path.glob("wandb/*run-*/*.synced")):
-        yield marker.parent
+    yield from uploaded(folder.path)
     scratch = folder.path / ".ray"
     if scratch.is_dir():
         yield scratch

@@ -18,15 +18,17 @@ import platform
 import re
 import secrets
 import shlex
-import sys
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from segray.config import RequestError, SweepConfig, TrialConfig, dump, load_sweep
+from pydantic import ValidationError
+
+from segray.config import RequestError, SweepConfig, TrialConfig, dump, load_sweep, one_line
 from segray.config.yaml_file import read as read_yaml
 from segray.train import Outcome, read_records
 
@@ -36,6 +38,7 @@ LOCK = ".lock"
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
     "budget.",
+    "name",  # of a folder that was renamed
     "resources.max_concurrent",
     "storage",
     "tracking.",
@@ -92,7 +95,8 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """The folder of an earlier run; raises RequestError for one that is none."""
         file = path / "sweep.yaml"
-        header = file.read_text(encoding="utf-8") if file.is_file() else ""
+        # Bytes that are no UTF-8 are named, with their line, by whoever reads the config.
+        header = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         sweep_id = re.search(r"^# id: ([0-9a-f]+)$", header, re.MULTILINE)
         if sweep_id is None:
             raise RequestError(
@@ -114,8 +118,7 @@ class RunFolder:
         folder = cls.open(path)
         if folder.kind != kind:
             raise RequestError(
-                f"{path} was made by `segray {folder.kind}`: go on with segray {folder.kind} "
-                f"{path / 'sweep.yaml'} --resume"
+                f"{path} was made by `segray {folder.kind}`: go on with {folder.resume_command()}"
             )
         before, now = (_flat(c) for c in (folder.config(), config))
         changed = [
@@ -128,14 +131,39 @@ class RunFolder:
             raise RequestError(
                 f"{folder.path} was begun with other settings, and its trials could not be "
                 f"compared with new ones:\n{lines}\nGive the new settings another name "
-                f"(name={config.name}-2), or go on with the old ones: segray sweep "
-                f"{folder.path / 'sweep.yaml'} --resume"
+                f"(name={config.name}-2), or go on with the old ones: {folder.resume_command()}"
             )
         return folder
 
+    @classmethod
+    def remove_smoke_test(cls, config: SweepConfig) -> None:
+        """Delete what an earlier smoke test left in the folder of `config`, and nothing else.
+
+        Raises RequestError where that one is still at work.
+        """
+        path = Path(config.storage) / config.name
+        try:
+            folder = cls.open(path)
+            if folder.config().data.limit is None:
+                return
+        except RequestError:  # not what a smoke test of this version leaves
+            return
+        with folder.alone():
+            shutil.rmtree(path)
+
     def config(self) -> SweepConfig:
-        """What the run was begun with."""
+        """What the run was begun with; raises ConfigError where this version does not take it."""
         return load_sweep(self.path / "sweep.yaml", env={})
+
+    def resume_command(self) -> str:
+        """What takes the run up, also where its folder was moved since it began."""
+        config, here = self.config(), self.path.resolve()
+        command = ["segray", self.kind, str(self.path / "sweep.yaml"), "--resume"]
+        if here.parent != Path(config.storage).resolve():
+            command.append(f"storage={one_line(str(here.parent))}")
+        if here.name != config.name:
+            command.append(f"name={here.name}")
+        return shlex.join(command)
 
     @contextlib.contextmanager
     def hold(self, waiting: Callable[[], None]) -> Iterator[None]:
@@ -162,26 +190,45 @@ class RunFolder:
             _lock(file, fcntl.LOCK_SH)
             yield
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every sweep out of the folder while the context lasts; one that starts waits.
+
+        Raises RequestError where one is at work.
+        """
+        with (self.path / LOCK).open("a+") as file:
+            if not _lock_alone(file):
+                raise RequestError(
+                    f"{self.path}: a sweep is at work in this folder; wait until it has ended"
+                )
+            yield
+
     def running(self) -> bool:
-        """Whether a sweep is at work in the folder."""
+        """Whether a sweep is at work in the folder, as far as the reader may know."""
         path = self.path / LOCK
-        if not path.is_file():
+        try:
+            with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
+                return not _lock_alone(file)
+        except OSError:  # no sweep ever was, or NFS, which locks for those alone who may write
             return False
-        with path.open("a") as file:
-            return not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @classmethod
-    def create(cls, config: SweepConfig, kind: Kind = "sweep") -> RunFolder:
-        """A new folder with its sweep.yaml; raises RequestError where none can be made."""
+    def create(
+        cls, config: SweepConfig, kind: Kind = "sweep", command: Sequence[str] = ()
+    ) -> RunFolder:
+        """A new folder with its sweep.yaml, which notes the `command` that asked for it, if any.
+
+        Raises RequestError where none can be made.
+        """
         path = Path(config.storage) / config.name
-        folder = cls(path, secrets.token_hex(4))
+        folder = cls(path, secrets.token_hex(4), kind)
         try:
             path.mkdir(parents=True, exist_ok=True)
             with (path / LOCK).open("a+") as file:  # of two that start at once, one has it
                 if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     raise RequestError(f"{path}: another sweep begins there at this moment")
                 cls.check_free(config)
-                write_text(path / "sweep.yaml", folder._sweep_yaml(config, kind))
+                write_text(path / "sweep.yaml", folder._sweep_yaml(config, command))
         except OSError as error:
             raise RequestError(
                 f"cannot write to {path}: {error.strerror}; name a folder you can write to with "
@@ -212,7 +259,7 @@ class RunFolder:
         writer.writerows(rows)
         write_text(self.path / "leaderboard.csv", text.getvalue())
 
-    def _sweep_yaml(self, config: SweepConfig, kind: Kind) -> str:
+    def _sweep_yaml(self, config: SweepConfig, command: Sequence[str]) -> str:
         plain = config.model_dump(mode="json")
         digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
         versions = {name: version(name) for name in PACKAGES} | {
@@ -221,10 +268,10 @@ class RunFolder:
         header = [
             "# The resolved config of this run; `segray sweep` runs it again under another name=.",
             f"# id: {self.sweep_id}",
-            f"# kind: {kind}",
+            f"# kind: {self.kind}",
             f"# config sha256: {digest}",
             f"# started: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
-            f"# command: {shlex.join(['segray', *sys.argv[1:]])}",
+            *([f"# command: {' '.join(map(_quoted, command))}"] if command else []),
             f"# versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         ]
         return "\n".join(header) + "\n" + dump(plain)
@@ -262,16 +309,19 @@ def read_config(folder: Path) -> TrialConfig | None:
     path = folder / "config.yaml"
     if not path.is_file():
         return None
-    plain, _ = read_yaml(path)
-    del plain["assignment"]
-    return TrialConfig.model_validate(plain)
+    with _reading(path):
+        plain, _ = read_yaml(path)
+        del plain["assignment"]
+        return TrialConfig.model_validate(plain)
 
 
 def read_assignment(folder: Path) -> dict[str, Any]:
     """What the sweep chose for a trial; nothing where the trial has not begun."""
     path = folder / "config.yaml"
-    assignment: dict[str, Any] = read_yaml(path)[0]["assignment"] if path.is_file() else {}
-    return assignment
+    if not path.is_file():
+        return {}
+    with _reading(path):
+        return dict(read_yaml(path)[0]["assignment"])
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
@@ -282,7 +332,10 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 def read_outcome(folder: Path) -> Outcome | None:
     """How the trial ended, or None if it has not."""
     path = folder / "outcome.json"
-    return Outcome(**json.loads(path.read_text())) if path.is_file() else None
+    if not path.is_file():
+        return None
+    with _reading(path):
+        return Outcome(**json.loads(path.read_text()))
 
 
 def failed_outcome(folder: Path, reason: str) -> Outcome:
@@ -312,6 +365,30 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises RequestError for what this version does not understand in a trial's record."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise RequestError(
+            f"{path}: expected what segray {version('segray')} writes there ({what}). Another "
+            "version may have written it: the run's sweep.yaml says, on its line # versions, which"
+        ) from None
+
+
+def _quoted(argument: str) -> str:
+    """An argument as bash takes it, on one line whatever is in it."""
+    if argument.isprintable():
+        return shlex.quote(argument)
+    escaped = argument.encode("unicode_escape").decode()
+    return "$'" + escaped.replace("'", "\\'") + "'"
+
+
 def _is_free(path: Path) -> bool:
     """Whether a run can begin at `path`; one that was killed at once leaves hidden files."""
     if not path.is_dir():
@@ -331,6 +408,18 @@ def _lock(file: IO[str], how: int) -> bool:
             "out of one run folder: name another one with storage=/some/folder"
         ) from None
     return True
+
+
+def _lock_alone(file: IO[str]) -> bool:
+    """Take the lock that nobody shares; False where a sweep is at work.
+
+    Others who look hold it for a moment, hence three tries.
+    """
+    for pause in (0.0, 0.1, 0.2):
+        time.sleep(pause)
+        if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            return True
+    return False
 
 
 def _flat(config: SweepConfig) -> dict[str, Any]:

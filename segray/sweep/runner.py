@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,6 @@ from segray.config import (
     SegrayError,
     SweepConfig,
     WorkError,
-    reachable,
     trial_config,
     trial_count,
 )
@@ -28,12 +29,10 @@ from segray.sweep import space
 from segray.sweep.cluster import Plan, plan, ray_cluster, this_machine
 from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
-from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked, row
+from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked, row, write_text
 from segray.sweep.search import FixedList, Search, make_spec
 from segray.sweep.trial import run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
-
-SMOKE_IMAGES = 8  # of each split, or a batch
 
 
 @dataclass(frozen=True)
@@ -55,64 +54,58 @@ class SweepResult:
         return [row(trial) for trial in self.trials]
 
 
-def run_sweeps(configs: Sequence[SweepConfig], *, resume: bool = False) -> list[SweepResult]:
+def run_sweeps(
+    configs: Sequence[SweepConfig],
+    *,
+    resume: bool = False,
+    replace: bool = False,
+    command: Sequence[str] = (),
+) -> list[SweepResult]:
     """Run sweeps one after the other; one that fails does not keep the next from its turn.
 
-    Raises what `run_sweep` raised, once all have had theirs.
+    `replace` is for smoke tests: each takes the place of the one before it. Raises what `run_sweep`
+    raised where there is one sweep, else WorkError once all have had their turn.
     """
     taken: dict[Path, int] = {}
     for config in configs:
         path = Path(config.storage) / config.name
         taken[path] = taken.get(path, 0) + 1
-        if not resume:
-            RunFolder.check_free(config)
     if twice := [str(path) for path, times in taken.items() if times > 1]:
         raise RequestError(f"{twice[0]} is the run folder of two of these files: change a name")
+    for config in configs if not resume else ():
+        if replace:
+            RunFolder.remove_smoke_test(config)
+        RunFolder.check_free(config)
     results, errors = [], []
     for config in configs:
         screen = _screen(config)
         try:
-            results.append(run_sweep(config, screen, resume=resume))
+            results.append(run_sweep(config, screen, resume=resume, command=command))
         except Interrupted:
             raise
-        except SegrayError as error:
+        except Exception as error:
             if len(configs) == 1:
                 raise
-            screen.say(f"{config.name} ended with an error: {error}")
+            told = str(error) if isinstance(error, SegrayError) else _put_away(error, config)
+            screen.say(f"{config.name} ended with an error: {told}")
             errors.append(error)
     if errors:
         raise WorkError(f"{len(errors)} of {len(configs)} sweeps ended with an error, see above")
     return results
 
 
-def smoke(config: SweepConfig) -> SweepConfig:
-    """The sweep made small: 2 trials, 1 epoch, a few images of each split, one final training."""
-    length = ("train.epochs", "train.schedule.warmup_steps")  # no longer searched
-    plain = config.model_dump(mode="json")
-    plain["name"] = f"{config.name[:58]}-smoke"
-    plain["data"]["limit"] = max(SMOKE_IMAGES, *reachable(config, "train.batch_size"))
-    plain["train"]["epochs"] = 1
-    plain["train"]["schedule"]["warmup_steps"] = 0
-    plain["run_cap"] = 2
-    plain["early_terminate"] = None
-    plain["parameters"] = {k: v for k, v in plain["parameters"].items() if k not in length}
-    plain["start_points"] = [
-        {name: value for name, value in point.items() if name not in length}
-        for point in plain["start_points"]
-    ]
-    if config.final is not None:
-        plain["final"]["seeds"] = plain["final"]["seeds"][:1]
-    return SweepConfig.model_validate(plain)
-
-
 def run_sweep(
-    config: SweepConfig, screen: Screen | None = None, *, resume: bool = False
+    config: SweepConfig,
+    screen: Screen | None = None,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
 ) -> SweepResult:
     """Run a sweep to its end and return what it found.
 
     `resume` takes up the run that this config began: what had ended keeps its results, the rest
-    goes on from its checkpoints. Raises RequestError for a request that cannot be met, WorkError
-    where no trial could be scored.
+    goes on from its checkpoints. `command` is noted in a new run's sweep.yaml. Raises RequestError
+    for a request that cannot be met, WorkError where no trial could be scored.
     """
     screen = screen or _screen(config)
     begun = RunFolder.resume(config) if resume else None
@@ -123,7 +116,7 @@ def run_sweep(
         cluster = stack.enter_context(ray_cluster())
         search, final = place(config, cluster, screen)
         dataset = _open_dataset(config, screen)
-        folder = begun or RunFolder.create(config)
+        folder = begun or RunFolder.create(config, command=command)
         stack.enter_context(_interruptible(folder))
         if begun is None:
             stack.enter_context(_hold(folder, screen))
@@ -148,11 +141,15 @@ def run_sweep(
 
 
 def run_training(
-    config: SweepConfig, screen: Screen | None = None, *, resume: bool = False
+    config: SweepConfig,
+    screen: Screen | None = None,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
 ) -> SweepResult:
     """One training with the file's own values, without search; leaves what a trial leaves.
 
-    `resume` is as for `run_sweep`.
+    `resume` and `command` are as for `run_sweep`.
     """
     screen = screen or _screen(config)
     begun = RunFolder.resume(config, "train") if resume else None
@@ -165,7 +162,7 @@ def run_training(
         machine = stack.enter_context(ray_cluster()) if on_workers else this_machine()
         alone = config.resources.model_copy(update={"max_concurrent": 1})
         stage = plan(alone, machine, 1)
-        folder = begun or RunFolder.create(config, "train")
+        folder = begun or RunFolder.create(config, "train", command)
         stack.enter_context(_interruptible(folder))
         if begun is None:
             stack.enter_context(_hold(folder, screen))
@@ -185,6 +182,22 @@ def run_training(
 
 def _hold(folder: RunFolder, screen: Screen) -> contextlib.AbstractContextManager[None]:
     return folder.hold(lambda: screen.say("waiting for the last processes of the earlier run"))
+
+
+def _put_away(error: Exception, config: SweepConfig) -> str:
+    """A line on an error that nobody foresaw; its traceback goes to the run folder, if it is there.
+
+    Without one it goes to stderr.
+    """
+    said = f"{type(error).__name__}: {error}"
+    file = Path(config.storage) / config.name / "error.txt"
+    story = "".join(traceback.format_exception(error))
+    with contextlib.suppress(OSError):
+        if file.parent.is_dir():
+            write_text(file, story)
+            return f"{said}; the traceback is in {file}"
+    sys.stderr.write(story)
+    return said
 
 
 @contextlib.contextmanager

@@ -76,6 +76,15 @@ def sync_runs(folders: Sequence[Path], say: Callable[[str], None]) -> int:
     return uploaded
 
 
+def uploaded(folder: Path) -> list[Path]:
+    """The run directories that a run folder no longer needs.
+
+    They are those of every run whose newest is on the server: without that one, an older one
+    would be taken for the newest and uploaded over it.
+    """
+    return [run for runs in _by_id(folder).values() if _marker(runs[-1]).exists() for run in runs]
+
+
 def _project(folder: Path) -> tuple[str | None, str]:
     """The entity, where one is set, and the project that a run folder's runs belong to."""
     try:
@@ -94,14 +103,7 @@ def _project(folder: Path) -> tuple[str | None, str]:
 
 def _waiting(folder: Path, say: Callable[[str], None]) -> list[Path]:
     """The run directories to upload; says what else there is."""
-    newest: dict[str, Path] = {}
-    found = [
-        (m, path) for path in (folder / "wandb").glob("*") if (m := _FOLDER.fullmatch(path.name))
-    ]
-    # Of one second: offline is what a run falls back to.
-    for match, path in sorted(found, key=lambda f: (f[0]["started"], bool(f[0]["offline"]))):
-        newest[match["id"]] = path
-    states = {newest[run_id]: _state(newest[run_id]) for run_id in sorted(newest)}
+    states = {runs[-1]: _state(runs[-1]) for runs in _by_id(folder).values()}
     waiting = [run for run, state in states.items() if state is None]
     counts = Counter(state for state in states.values() if state is not None)
     notes = [f"{_count(count)} {state}" for state, count in counts.items()]
@@ -110,6 +112,19 @@ def _waiting(folder: Path, say: Callable[[str], None]) -> list[Path]:
     if notes:
         say(f"{folder}: {'; '.join(notes)}")
     return waiting
+
+
+def _by_id(folder: Path) -> dict[str, list[Path]]:
+    """The run directories of each W&B run, by its id; the newest directory last."""
+    found = [
+        (m, path) for path in (folder / "wandb").glob("*") if (m := _FOLDER.fullmatch(path.name))
+    ]
+    # Of one second: offline is what a run falls back to.
+    found.sort(key=lambda f: (f[0]["id"], f[0]["started"], bool(f[0]["offline"])))
+    runs: dict[str, list[Path]] = {}
+    for match, path in found:
+        runs.setdefault(match["id"], []).append(path)
+    return runs
 
 
 def _state(run: Path) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from segray.config import RequestError, load_sweep, trial_config
 from segray.sweep import preflight
 from segray.sweep.preflight import largest_corner
-from segray.sweep.runner import smoke
+from segray.sweep.records import RunFolder
 from segray.train import probe
 
 HEAD = """
@@ -151,7 +151,11 @@ def test_a_smoke_test_runs_the_whole_file_small(sweep_file, segray, tmp_path, le
         early_terminate={"type": "asha", "min_iter": 1, "eta": 2},
         final={"seeds": [3, 4]},
     )
-    run = segray("sweep", file, "--smoke-test", "train.epochs=300", QUIET)
+    small = ["--smoke-test", "train.epochs=300", QUIET]
+    earlier = load_sweep(file, ["name=tiny-smoke", "data.limit=8"])
+    with RunFolder.create(earlier).hold(lambda: None):
+        assert "a sweep is at work" in segray("sweep", file, *small).stderr
+    run = segray("sweep", file, *small)
     assert run.returncode == 0, run.stderr
     rows = leaderboard(tmp_path / "runs/tiny-smoke")
     assert [row["epochs"] for row in rows.values()] == ["1", "1"]
@@ -159,13 +163,36 @@ def test_a_smoke_test_runs_the_whole_file_small(sweep_file, segray, tmp_path, le
     assert [p.name for p in (tmp_path / "runs/tiny-smoke/final").iterdir()] == ["seed_3"]
 
 
-def test_a_smoke_test_searches_all_but_the_length(sweep_file):
-    parameters = {
-        "train.epochs": {"values": [2, 3]},
-        "train.optimizer.lr": {"min": 0.1, "max": 0.2},
-    }
-    points = [{"train.epochs": 2, "train.optimizer.lr": 0.1}]
-    small = smoke(load_sweep(sweep_file(parameters=parameters, start_points=points)))
-    assert list(small.parameters) == ["train.optimizer.lr"]
-    assert small.start_points == ({"train.optimizer.lr": 0.1},)
-    assert small.train.epochs == 1
+def test_a_smoke_test_replaces_no_run_but_a_smoke_test(sweep_file, segray):
+    file = sweep_file()
+    folder = RunFolder.create(load_sweep(file, ["name=tiny-smoke"]))
+    run = segray("sweep", file, "--smoke-test", QUIET)
+    assert run.returncode == 2
+    assert "holds an earlier run" in run.stderr
+    assert (folder.path / "sweep.yaml").is_file()
+
+
+def test_a_dry_run_of_a_smoke_test_names_it_as_a_source(sweep_file, segray):
+    file = sweep_file(early_terminate={"type": "asha", "min_iter": 1, "eta": 2})
+    run = segray("sweep", file, "--smoke-test", "--dry-run")
+    assert run.returncode == 0, run.stderr
+    lines = [" ".join(line.split()) for line in run.stdout.splitlines()]
+    for shown in ("name tiny-smoke", "early_terminate null", "data.limit 8", "train.epochs 1"):
+        assert f"{shown} --smoke-test" in lines
+
+
+def test_ray_that_runs_in_this_process_already_is_refused_with_the_way_on():
+    """In a process of its own, as Ray keeps what it once read from the environment."""
+    code = """
+import logging, ray
+from segray.config import RequestError
+from segray.sweep.cluster import ray_cluster
+ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.CRITICAL)
+try:
+    with ray_cluster():
+        pass
+except RequestError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "call ray.shutdown() first" in run.stdout

@@ -1,5 +1,7 @@
 import csv
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from segray.sweep.records import (
     TrialResult,
     failed_outcome,
     ranked,
+    read_config,
     read_outcome,
     write_outcome,
 )
@@ -88,3 +91,50 @@ def test_a_trial_that_died_is_booked_with_what_it_had_reached(tmp_path):
 def test_yaml_of_a_run_is_plain_data(sweep_file):
     text = (RunFolder.create(load_sweep(sweep_file())).path / "sweep.yaml").read_text()
     assert yaml.safe_load(text)["name"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("run_cap=3", "run_cap=3"),
+        ("name=a b", "'name=a b'"),
+        ("require=x\n# id: 0\n\x7f\x85'", r"$'require=x\n# id: 0\n\x7f\x85\''"),
+        ("storage=é\u2028", r"$'storage=\xe9\u2028'"),
+    ],
+)
+def test_the_command_stands_on_one_line_whatever_is_in_it(sweep_file, argument, shown):
+    config = load_sweep(sweep_file())
+    folder = RunFolder.create(config, ["segray", "sweep", "a.yaml", argument])
+    text = (folder.path / "sweep.yaml").read_text()
+    assert f"\n# command: segray sweep a.yaml {shown}\n# versions" in text
+    assert RunFolder.open(folder.path).sweep_id == folder.sweep_id
+    assert folder.config() == config
+
+
+def test_from_python_there_is_no_command(sweep_file):
+    assert (
+        "# command"
+        not in (RunFolder.create(load_sweep(sweep_file())).path / "sweep.yaml").read_text()
+    )
+
+
+def test_a_trial_config_of_another_version_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("assignment: {}\nmodel: {name: unet}\nnovel: 1\n")
+    with pytest.raises(RequestError, match=r"config\.yaml: expected what segray .* writes there"):
+        read_config(tmp_path)
+
+
+def test_readers_do_not_take_each_other_for_a_sweep(sweep_file):
+    folder = RunFolder.create(load_sweep(sweep_file()))
+    with folder.hold(lambda: None):
+        pass
+    with ThreadPoolExecutor(8) as readers:
+        assert not any(readers.map(lambda _: folder.running(), range(400)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_reader_who_may_not_write_is_told_all_the_same(sweep_file):
+    folder = RunFolder.create(load_sweep(sweep_file()))
+    with folder.hold(lambda: None):
+        (folder.path / ".lock").chmod(0o444)
+        assert folder.running()
