@@ -65,6 +65,7 @@ def refused(tmp_path, city, monkeypatch, capsys):
         ("data.root=/nowhere", ["data.root", "no folder at /nowhere", "How to get Cityscapes"]),
         ("train.epoch=3", ["override train.epoch=3", "no such key; did you mean epochs?"]),
         ("train.lr=0.1", ["did you mean train.optimizer.lr?"]),
+        ("train.optimizer.lr=0.1", ["searched", "parameters.train.optimizer.lr={value: 0.1}"]),
         ("train.epochs=many", ["train.epochs: expected a whole number", "many"]),
         ("train.epochs", ["train.epochs", "value"]),
         ("parameters.train.optimizer.lr.min=1", ["min must be below max", "min=1", "max=0.1"]),

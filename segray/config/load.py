@@ -70,6 +70,7 @@ def read_sweep(
         refused = [problem for text in overrides for problem in unread.override(text)]
         raise ConfigError([*refused, *error.problems]) from None
     refused = [problem for text in overrides for problem in request.override(text)]
+    refused += request.without_effect()
     config = _validated(request, refused, request.expand(env))
     if smoke:
         for at, value in smoke_changes(config).items():
@@ -184,6 +185,22 @@ class _Request:
         put(self.data, path, value)
         self.forget(tuple(path))
         self.places[tuple(path)] = _Place(place, -1, 0)
+
+    def without_effect(self) -> list[Problem]:
+        """Overrides of keys that are searched, whose own value no trial would see."""
+        searched = self.data.get("parameters")
+        found = []
+        for path, place in self.places.items():
+            name = show(path)
+            entry = searched.get(name) if isinstance(searched, dict) else None
+            if place.level == -1 and entry is not None and "when" not in (entry or {}):
+                value = brief(validate.get(self.data, path))
+                rule = (
+                    f"this key is searched, so no trial would have this value; to pin it, set "
+                    f"parameters.{name}={{value: {value}}} (and start_points=[] if they name it)"
+                )
+                found.append(Problem(place.text, name, rule))
+        return found
 
     def _split(self, key: str) -> tuple[str, ...]:
         """Names below `parameters` are dotted themselves: the longest known one wins."""

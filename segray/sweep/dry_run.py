@@ -17,6 +17,7 @@ from segray.data import cache_root, is_cached, read_splits
 from segray.sweep.cluster import plan, this_machine
 from segray.sweep.preflight import cache_bytes, check_steps, checkpoint_bytes, first_trial
 from segray.sweep.progress import count, size
+from segray.sweep.records import RunFolder
 from segray.tracking import check as check_tracking
 from segray.train import build_trial_model
 
@@ -74,7 +75,12 @@ def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
         cores = f"{machine['CPU']:g} CPUs and {machine['GPU']:g} GPUs here"
         yield "places", f"{count(at_once, 'trial')} at a time, {stage}; {cores}"
     yield "disk", "; ".join(_disk(config, images, at_once or 1))
-    yield "results", f"{Path(config.storage) / config.name}"
+    taken = (
+        ""
+        if RunFolder.is_free(config)
+        else ", which holds an earlier run: --resume, or another name="
+    )
+    yield "results", f"{Path(config.storage) / config.name}{taken}"
     yield "W&B", check_tracking(config.tracking.wandb.mode, ask=False).says
 
 
@@ -116,7 +122,8 @@ def _in_words(parameter: Parameter) -> str:
         return f"always {brief(plain['value'])}{when}"
     low, high = plain.pop("min"), plain.pop("max")
     more = "".join(f", {key} {brief(value)}" for key, value in plain.items())
-    return f"{kind.removesuffix('_values')} from {brief(low)} to {brief(high)}{more}{when}"
+    scale = kind.removesuffix("_values").replace("_", "-")
+    return f"{scale} from {brief(low)} to {brief(high)}{more}{when}"
 
 
 def _leaves(

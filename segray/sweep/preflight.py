@@ -55,7 +55,7 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConf
         check_steps(config, images[0])
         report = check_dataset(config.data, limit=SAMPLE)
     if report.problems:
-        lines = "\n".join(f"  {problem}" for problem in report.problems)
+        lines = "\n".join(f"  {problem.message}" for problem in report.problems)
         raise RequestError(
             f"a sample of the images shows what a sweep would fail at:\n{lines}\n"
             "segray data check FILE reads every pair"
@@ -74,9 +74,10 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConf
         f"{config.data.size[0]}x{config.data.size[1]}, {len(config.data.class_names)} classes"
     )
     shares = report.shares()
-    screen.say("pixels of " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    screen.say(f"pixels in a sample of {report.read} pairs, of all splits: {told}")
     for warning in report.warnings:
-        screen.say(f"in a sample of {SAMPLE}: {warning}")
+        screen.say(f"in a sample of {report.read} pairs: {warning.message}")
     screen.say(f"model {config.model.name}, {parameters[0] / 1e6:.2f}M parameters")
     tracking = check_tracking(config.tracking.wandb.mode)
     screen.say(f"W&B {tracking.says}")

@@ -143,7 +143,7 @@ class Screen:
             reason = f": {outcome.reason}" if outcome.reason else ""
             self.say(
                 f"{result.id} {outcome.state}{reason}  {self.metric} {value} "
-                f"in {outcome.epochs} epochs, {outcome.seconds:.0f} s  | {self._status()}"
+                f"in {count(outcome.epochs, 'epoch')}, {outcome.seconds:.0f} s  | {self._status()}"
             )
             self._last_line = time.monotonic()
 

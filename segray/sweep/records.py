@@ -81,6 +81,11 @@ class RunFolder:
         self.kind = kind
 
     @staticmethod
+    def is_free(config: SweepConfig) -> bool:
+        """Whether the sweep's folder holds nothing yet."""
+        return _is_free(Path(config.storage) / config.name)
+
+    @staticmethod
     def check_free(config: SweepConfig) -> None:
         """Raises RequestError where the sweep's folder holds something already."""
         path = Path(config.storage) / config.name

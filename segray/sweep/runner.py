@@ -113,6 +113,7 @@ def run_sweep(
         if begun is not None:
             stack.enter_context(_hold(begun, screen))
         active = check_inputs(config, screen, new=begun is None)
+        screen.say("starting Ray, and trying the largest trial's step on a worker")
         cluster = stack.enter_context(ray_cluster())
         search, final = place(config, cluster, screen)
         dataset = _open_dataset(config, screen)

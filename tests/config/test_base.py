@@ -144,7 +144,7 @@ def test_base_is_no_override(write: Any) -> None:
 
 def test_every_leaf_names_its_source(write: Any) -> None:
     text = "base: b.yaml\nname: a\nstorage: ${ROOT}/runs\ntrain: {crop: [64, 64]}\n"
-    read = read_sweep(write(a=text, b=BASE), ["train.optimizer.lr=1e-4"], {"ROOT": "/r"})
+    read = read_sweep(write(a=text, b=BASE), ["train.optimizer.clip_norm=1e-4"], {"ROOT": "/r"})
     assert read.file == Path("a.yaml")
     assert read.config.storage == "/r/runs"
     expected = {
@@ -152,7 +152,7 @@ def test_every_leaf_names_its_source(write: Any) -> None:
         "storage": "a.yaml:3, environment ROOT",
         "train.crop": "a.yaml:4",
         "train.epochs": "b.yaml:5",
-        "train.optimizer.lr": "override train.optimizer.lr=1e-4",
+        "train.optimizer.clip_norm": "override train.optimizer.clip_norm=1e-4",
         "train.optimizer.weight_decay": "default",
         "parameters.train.epochs": "b.yaml:9",
         "start_points": "b.yaml:11",

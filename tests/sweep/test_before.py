@@ -132,7 +132,7 @@ def test_a_dry_run_shows_every_value_with_its_source_and_starts_nothing(
     assert lines["train.epochs"] == "train.epochs 5 override train.epochs=5"
     assert lines["train.augment.flip"] == "train.augment.flip 0.0 default"
     assert f"{file}:" in lines["train.batch_size"]
-    assert "log_uniform from 0.0001 to 0.1" in lines["train.optimizer.lr"]
+    assert "log-uniform from 0.0001 to 0.1" in lines["train.optimizer.lr"]
     assert "after epoch 1, 2, 4 the best 1/2 go on" in lines["trials"]
     assert "15 in the search; then 2 final trainings" in lines["epochs"]
     assert "here" in lines["places"]
