@@ -39,6 +39,7 @@ def city(tmp_path_factory):
 def refused(tmp_path, city, monkeypatch, capsys):
     """Runs the command line; returns the message of a request that was refused."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "")  # --address sets it: not for the tests that follow
 
     def run(*arguments, text=None, **changes) -> str:
         path = tmp_path / "bad.yaml"
