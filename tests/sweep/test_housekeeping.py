@@ -115,7 +115,9 @@ def test_an_error_that_nobody_foresaw_ends_one_sweep_of_several(sweep_file, segr
     files = []
     for name in ("first", "second"):
         files.append(sweep_file(name=name).rename(tmp_path / f"{name}.yaml"))
-        (RunFolder.create(load_sweep(files[-1])).path / ".lock").mkdir()
+        lock = RunFolder.create(load_sweep(files[-1])).path / ".lock"
+        lock.unlink()
+        lock.mkdir()
     run = segray("sweep", *files, "--resume", QUIET)
     assert run.returncode == 1
     assert "Traceback" not in run.stderr

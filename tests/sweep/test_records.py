@@ -104,7 +104,7 @@ def test_yaml_of_a_run_is_plain_data(sweep_file):
 )
 def test_the_command_stands_on_one_line_whatever_is_in_it(sweep_file, argument, shown):
     config = load_sweep(sweep_file())
-    folder = RunFolder.create(config, ["segray", "sweep", "a.yaml", argument])
+    folder = RunFolder.create(config, command=["segray", "sweep", "a.yaml", argument])
     text = (folder.path / "sweep.yaml").read_text()
     assert f"\n# command: segray sweep a.yaml {shown}\n# versions" in text
     assert RunFolder.open(folder.path).sweep_id == folder.sweep_id
