@@ -23,6 +23,17 @@ def private_surroundings(tmp_path_factory):
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+@pytest.fixture(autouse=True)
+def same_environment():
+    """What a sweep in the test's own process puts there does not reach the next test."""
+    before = dict(os.environ)
+    yield
+    # Ray, once imported, goes on with the token that was there then.
+    kept = {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH_")}
+    os.environ.clear()
+    os.environ.update(before | kept)
+
+
 @pytest.fixture
 def root():
     """The repository."""

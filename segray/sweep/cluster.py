@@ -106,6 +106,8 @@ def ray_cluster() -> Iterator[dict[str, float]]:
             "object_store_memory": 200 * 2**20,  # nothing large passes through it
         }
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    # Of a W&B run that this program has open: a trial's client has a service of its own.
+    service = os.environ.pop("WANDB_SERVICE", None)
     try:
         ray.init(
             **where,
@@ -120,6 +122,9 @@ def ray_cluster() -> Iterator[dict[str, float]]:
             f"no Ray cluster at RAY_ADDRESS={address} lets us in: {error}. If it asks for a token, "
             "put the cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
+    finally:
+        if service is not None:
+            os.environ["WANDB_SERVICE"] = service
     # A trial's failure is told by its record; Tune and Train would print its traceback as well.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

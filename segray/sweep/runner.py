@@ -284,7 +284,7 @@ def _search(
             f"Each one's log is in {folder.path}/trials/<id>/log.txt. Once the cause is gone, a "
             f"larger budget.max_failed_trials with --resume goes on"
         )
-    if len(results) < trial_count(config) and not decided:
+    if search.missing and search.late:
         screen.say(f"budget.hours={config.budget.hours} is used up after {len(results)} trials")
     return results
 

@@ -95,6 +95,11 @@ class Search:
         return self.too_many_failed
 
     @property
+    def late(self) -> bool:
+        """Whether budget.hours is used up."""
+        return self.deadline is not None and time.time() > self.deadline
+
+    @property
     def missing(self) -> int:
         """How many of the asked trials have not ended."""
         return self.total - len(self.results)
@@ -113,8 +118,7 @@ class Search:
         return curves
 
     def next(self) -> TrialSpec | None:
-        late = self.deadline is not None and time.time() > self.deadline
-        if late or self.closed:
+        if self.late or self.closed:
             return None
         if self.unfinished:
             return self.unfinished.pop(0)
@@ -174,10 +178,12 @@ class Search:
         failed = state == "failed" or (objective is None and state != "diverged")
         self.failed += failed
         trial = self.asked[result.id]
-        if self.study.get_trials(deepcopy=False)[trial.number].state.is_finished():
+        frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        if frozen.state.is_finished():
             return
         for record in read_records(result.folder / "metrics.jsonl"):
-            trial.report(record["objective"], record["epoch"])
+            if record["epoch"] not in frozen.intermediate_values:  # a booking that was killed
+                trial.report(record["objective"], record["epoch"])
         if failed:
             self.study.tell(trial, state=TrialState.FAIL)
         elif state in ("pruned", "diverged"):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import netrc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ INIT_SECONDS = 20.0  # for a run to start, and for any later call but the last
 FINISH_SECONDS = 60.0  # for what is left to upload; the rest stays on disk for `segray sync`
 GRACE_SECONDS = 10.0  # the client's own limits come first: they leave it in order
 ASK_SECONDS = 4  # for the server to say whose key it is, once the client runs
+SERVICE = "WANDB_SERVICE"  # where the client's service process answers: children use it as well
 GET_A_KEY = "`wandb login` or WANDB_API_KEY gives one, WANDB_BASE_URL names another server"
 
 
@@ -44,6 +46,11 @@ def check(mode: Mode, *, ask: bool = True) -> Readiness:
     """
     if mode == "disabled":
         return Readiness("disabled", "disabled")
+    with _for_a_moment():
+        return _check(mode, ask)
+
+
+def _check(mode: Mode, ask: bool) -> Readiness:
     try:
         possible, why = within(INIT_SECONDS, lambda: ways(mode))
         if "online" not in possible:
@@ -104,17 +111,16 @@ def ask_server() -> tuple[str, str]:
         viewer = wandb.Api(timeout=ASK_SECONDS).viewer
         return str(viewer.username), str(viewer.entity)
 
-    server = base_url()
-    try:
-        return within(INIT_SECONDS, ask)
-    except (Exception, SystemExit) as error:
-        if _refused(error):
-            raise PermissionError(
-                f"{server} refuses the key that is known here ({told(error)}); {GET_A_KEY}"
-            ) from None
-        raise ConnectionError(f"{server} did not answer within {ASK_SECONDS} s") from None
-    finally:
-        tear_down()
+    with _for_a_moment():
+        server = base_url()
+        try:
+            return within(INIT_SECONDS, ask)
+        except (Exception, SystemExit) as error:
+            if _refused(error):
+                raise PermissionError(
+                    f"{server} refuses the key that is known here ({told(error)}); {GET_A_KEY}"
+                ) from None
+            raise ConnectionError(f"{server} did not answer within {ASK_SECONDS} s") from None
 
 
 def within(seconds: float, action: Callable[[], _T]) -> _T:
@@ -135,6 +141,19 @@ def within(seconds: float, action: Callable[[], _T]) -> _T:
         if result.done():
             raise
         raise TimeoutError(f"W&B did not answer within {seconds:g} s") from None
+
+
+@contextlib.contextmanager
+def _for_a_moment() -> Iterator[None]:
+    """The client leaves nothing behind. What it was before stays: this program may have a run open,
+    which a tear-down would finish.
+    """
+    in_use = SERVICE in os.environ
+    try:
+        yield
+    finally:
+        if not in_use:
+            tear_down()
 
 
 def tear_down() -> None:

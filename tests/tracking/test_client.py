@@ -1,5 +1,7 @@
 """What tracking would do, asked before a sweep."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,3 +55,20 @@ def test_check_finds_a_server_that_does_not_serve(
 def test_check_can_stay_off_the_network(online: Any) -> None:
     assert check("auto", ask=False).mode == "online"
     assert online.requests == []
+
+
+@pytest.mark.parametrize("mode", ["offline", "auto"])
+def test_check_leaves_no_client_behind(mode: Any, online: Any) -> None:
+    """Trials would share its service, and their logs be cut off as it ends with the sweep."""
+    check(mode)
+    assert "WANDB_SERVICE" not in os.environ
+
+
+def test_check_leaves_a_run_of_this_program_open(online: Any, tmp_path: Path) -> None:
+    import wandb
+
+    run = wandb.init(mode="offline", dir=tmp_path, project="theirs")
+    check("auto")
+    run.log({"loss": 1.0})
+    assert wandb.run is run
+    run.finish()
