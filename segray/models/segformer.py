@@ -77,8 +77,26 @@ class SegFormer(nn.Module):
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def _decode(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Four maps (N, C_i, H / 2^(i+2), W / 2^(i+2)), finest first -> (N, K, H / 4, W / 4)."""
-        logits: torch.Tensor = self.decode_head(features)
+        """Four maps (N, C_i, H / 2^(i+2), W / 2^(i+2)), finest first -> (N, K, H / 4, W / 4).
+
+        What transformers' decode head computes, in another order. There each map is projected to D
+        channels, upsampled, and all four are fused: fuse(concat(up(P_i x_i + b_i))). A 1x1
+        convolution commutes with bilinear upsampling, whose weights sum to 1, and two linear maps
+        in a row are one: sum_i up(F_i P_i x_i) + sum_i F_i b_i, without the map of 4 D channels.
+        """
+        head = self.decode_head
+        projections = [stage.proj for stage in head.linear_projections]
+        # (D, 4 D, 1, 1) takes the coarsest stage first -> four of (D, D), finest first
+        fuse = head.linear_fuse.weight.flatten(1).chunk(len(projections), dim=1)[::-1]
+        with torch.autocast(features[0].device.type, enabled=False):  # merged in full precision
+            weights = [f @ p.weight for f, p in zip(fuse, projections, strict=True)]  # (D, C_i)
+            bias = torch.stack([f @ p.bias for f, p in zip(fuse, projections, strict=True)]).sum(0)
+        size = features[0].shape[-2:]
+        fused = F.conv2d(features[0], weights[0][:, :, None, None], bias)
+        for feature, weight in zip(features[1:], weights[1:], strict=True):
+            coarse = F.conv2d(feature, weight[:, :, None, None])
+            fused += F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+        logits: torch.Tensor = head.classifier(head.dropout(head.activation(head.batch_norm(fused))))
         return logits
 
     def save_weights(self, folder: Path, class_names: Sequence[str] | None) -> None:

@@ -129,6 +129,45 @@ def test_logits_and_gradients_are_those_of_transformers():
         torch.testing.assert_close(parameter.grad, expected, msg=key)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("side", [(64, 96), (65, 131)])
+@pytest.mark.parametrize("variant", ["b0", "b3"])
+def test_the_merged_head_is_the_stock_head(variant, side, frozen, training):
+    """With a frozen encoder its features want no gradient; the head's parameters always do."""
+    torch.manual_seed(0)
+    model = build_model("segformer", num_classes=7, variant=variant)
+    head = model.decode_head.double().train(training)
+    head.dropout.p = 0.0  # drawn in the order of memory, which is another here
+    features = [
+        images(2, channels, -(-side[0] // stride), -(-side[1] // stride)).double()
+        for channels, stride in zip(model.config.hidden_sizes, (4, 8, 16, 32), strict=True)
+    ]
+    for feature in features:
+        feature.requires_grad_(not frozen)
+
+    def outcome(decode) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        found = decode(features)
+        wanted = [*head.parameters(), *(features if not frozen else [])]
+        return found, list(torch.autograd.grad(found.square().mean(), wanted))
+
+    (ours, our_gradients), (theirs, their_gradients) = outcome(model._decode), outcome(head)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    for mine, stock in zip(our_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(mine, stock, rtol=0, atol=1e-10)
+
+
+def test_the_merged_head_merges_in_full_precision_under_autocast():
+    torch.manual_seed(0)
+    model = build_model("segformer", num_classes=5, variant="b0", width=0.5).eval()
+    batch = images(1, 3, 64, 96)
+    exact = logits(model, batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = logits(model, batch)
+    assert half.dtype == torch.bfloat16
+    assert float((half - exact).norm() / exact.norm()) < 0.02
+
+
 def test_transformers_loads_what_we_save(tmp_path):
     torch.manual_seed(0)
     model = build_model("segformer", num_classes=3, variant="b0", width=0.25)
@@ -141,7 +180,7 @@ def test_transformers_loads_what_we_save(tmp_path):
     assert not any(report.values())
     assert stock.config.id2label == dict(enumerate(names))
     batch = images(1, 3, 64, 80)
-    assert torch.equal(logits(model, batch), stock_logits(stock, batch))
+    torch.testing.assert_close(logits(model, batch), stock_logits(stock, batch))
     # the layout that Hugging Face's own checkpoints have
     keys = load_file(tmp_path / "m" / "model.safetensors").keys()
     assert "segformer.encoder.patch_embeddings.0.proj.weight" in keys
@@ -199,7 +238,7 @@ def test_a_segmentation_checkpoint_lends_what_fits(segmenter, num_classes):
             assert torch.equal(tensor, theirs[key.replace("encoder.", "segformer.", 1)]), key
     if num_classes == 19:
         batch = images(1, 3, 64, 48)
-        assert torch.equal(logits(model, batch), stock_logits(source, batch))
+        torch.testing.assert_close(logits(model, batch), stock_logits(source, batch))
 
 
 def test_loading_and_saving_are_silent_and_leave_the_loggers_alone(classifier, tmp_path, capfd):
