@@ -216,6 +216,15 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
                 rule = f"the batch of {batch} images cannot be shared by {count} workers evenly"
                 yield Flaw((section, "workers"), rule, count)
                 break
+    for path, passes in reachable_places(config, "train.accumulate"):
+        shares = {
+            batch // count
+            for count in workers.values()
+            for _, batch in reachable_places(config, "train.batch_size")
+        }
+        if uneven := sorted(share for share in shares if share % passes):
+            rule = f"a worker's share of {uneven[0]} images cannot be taken in {passes} even passes"
+            yield Flaw(path, rule, passes)
     asha = config.early_terminate
     epochs = max((reached for _, reached in reachable_places(config, "train.epochs")), default=0)
     if asha is not None and asha.min_iter >= epochs > 0:

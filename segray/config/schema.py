@@ -392,6 +392,12 @@ class Train(Frozen):
     """Images a step, summed over workers."""
     crop: Size | None = None
     """H, W that a step sees, cut from the cached image; null: data.size."""
+    accumulate: Positive = 1
+    """In how many passes a worker takes its share of a batch: less memory for the same step. Batch
+    normalisation and Dice see a pass at a time."""
+    compile: bool = False
+    """torch.compile: minutes more at a trial's start, often faster steps on a GPU. It needs a C++
+    compiler."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, else fp32."""
     optimizer: Optimizer = Optimizer()
@@ -408,6 +414,8 @@ class Metric(Frozen):
     """val/miou, val/dice, val/accuracy, val/loss or val/iou/<class>; where void is a class, also
     val/miou_without_void."""
     goal: Literal["maximize", "minimize"] = "maximize"
+    evaluate_at: Literal["train", "native"] = "train"
+    """Where pixels are counted: at data.size, or at each mask's own size. Losses are of data.size."""
     cost_per_epoch: Annotated[Number, Field(ge=0)] = 0.0
     """What an epoch costs in the metric's unit, so that a long patience has a price."""
 

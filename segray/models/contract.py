@@ -24,7 +24,7 @@ class MissingWeights(ModelError, MissingInput):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """What a model offers to `save_model`, beside being an `nn.Module`.
+    """What a model offers beside being an `nn.Module` that maps images to logits.
 
     `name` and `options` are plain JSON values: with `num_classes` and the files that
     `save_weights` writes they are all that the module's `load` needs.
@@ -33,6 +33,9 @@ class Segmenter(Protocol):
     name: str
     num_classes: int
     options: dict[str, Any]
+
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, K, h, w): the logits that `forward` upsamples, bilinearly, to H, W."""
 
     def save_weights(self, folder: Path, class_names: Sequence[str] | None) -> None:
         """Writes the weights to `folder`, as model.safetensors and what its format asks beside."""

@@ -71,10 +71,13 @@ class SegFormer(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, K, H, W)."""
+        size = images.shape[-2:]
+        return F.interpolate(self.coarse(images), size=size, mode="bilinear", align_corners=False)
+
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, K, H / 4, W / 4), rounded up: what `forward` upsamples."""
         check_images(images)
-        features = self.encoder(images, output_hidden_states=True).hidden_states
-        logits = self._decode(features)  # (N, K, H / 4, W / 4), rounded up
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return self._decode(self.encoder(images, output_hidden_states=True).hidden_states)
 
     def _decode(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
         """Four maps (N, C_i, H / 2^(i+2), W / 2^(i+2)), finest first -> (N, K, H / 4, W / 4).
@@ -96,7 +99,9 @@ class SegFormer(nn.Module):
         for feature, weight in zip(features[1:], weights[1:], strict=True):
             coarse = F.conv2d(feature, weight[:, :, None, None])
             fused += F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-        logits: torch.Tensor = head.classifier(head.dropout(head.activation(head.batch_norm(fused))))
+        logits: torch.Tensor = head.classifier(
+            head.dropout(head.activation(head.batch_norm(fused)))
+        )
         return logits
 
     def save_weights(self, folder: Path, class_names: Sequence[str] | None) -> None:

@@ -51,6 +51,10 @@ class UNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> (N, K, H, W)."""
+        return self.coarse(images)
+
+    def coarse(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) -> (N, K, H, W): a UNet's logits are of the image's size as they are."""
         check_images(images)
         height, width = images.shape[-2:]
         multiple = 2 ** self.options["depth"]

@@ -179,11 +179,17 @@ def largest_corner(config: SweepConfig) -> dict[str, Any]:
 
     Together they meet `require`, as far as it is about them.
     """
-    sized = ("train.batch_size", "train.crop", "train.precision", "train.loss.dice")
+    sized = {
+        f"train.{key}" for key in ("batch_size", "accumulate", "crop", "precision", "loss.dice")
+    }
     names = [name for name in config.parameters if name.startswith("model.") or name in sized]
     # Of each key the largest first, so that the first that `require` lets pass is a large one.
     choices = [
-        sorted(set(reachable(config, name)), key=partial(_weight, config), reverse=True)
+        sorted(
+            set(reachable(config, name)),
+            key=partial(_weight, config),
+            reverse=name != "train.accumulate",
+        )
         for name in names
     ]
     corners = (dict(zip(names, values, strict=True)) for values in itertools.product(*choices))
@@ -324,7 +330,7 @@ def _measure(config: SweepConfig, stage: Plan, screen: Screen) -> _Cost:
             f"{said}. If memory is short, lower train.batch_size, train.crop or the model's width"
         ) from None
     rooms = [room] if stage.gpus_per_worker else memory
-    share = largest.train.batch_size // largest.workers
+    share = largest.train.batch_size // largest.workers // largest.train.accumulate
     how = "measured" if cost.images == share else f"extrapolated from {cost.images} images"
     there = f"{size(sum(rooms))} of {'GPU memory for it' if stage.gpus_per_worker else 'memory'}"
     if len(rooms) > 1:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -28,7 +28,7 @@ from segray.config import RequestError, TrialConfig
 from segray.data import IGNORE, Dataset, TrainLoader, eval_batches
 from segray.models import build_model
 from segray.train import checkpoint, distributed
-from segray.train.loss import balanced_weights, segmentation_loss
+from segray.train.loss import balanced_weights, pixel_weight, segmentation_loss
 from segray.train.metrics import count_pixels, scores
 from segray.train.optimizer import LearningRate, build_optimizer
 
@@ -118,6 +118,9 @@ class _Training:
         # 1.3 times faster steps on CPU for UNet, and what tensor cores want on a GPU.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net = _on_workers(self.model, device)
+        self.step_net: Callable[[Tensor], Tensor] = self.net
+        if settings.compile:
+            self.step_net = torch.compile(self.net)
         self.loader = TrainLoader(
             dataset,
             dataset.splits.train,
@@ -172,7 +175,6 @@ class _Training:
         sequence = np.random.SeedSequence((self.config.seed, epoch, self.rank))
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         self.net.train()
-        clip = settings.optimizer.clip_norm or math.inf
         total = torch.zeros((), device=self.device)
         norms = torch.zeros(self.loader.steps, device=self.device)
         rates: list[float] = []
@@ -183,20 +185,10 @@ class _Training:
             images, masks = batch.on(self.device)
             self.lr.step()
             rates.append(self.optimizer.param_groups[0]["lr"])
-            with autocast(self.device, self.precision):
-                logits = self.net(images)
-            loss = segmentation_loss(
-                logits.float(),
-                masks,
-                class_weights=self.class_weights,
-                dice=settings.loss.dice,
-            )
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            # The norm is of the gradients that all workers share, so all see the same one.
-            norms[step] = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+            total += self._backward(images, masks)
+            norms[step] = self._clip_gradients()
             self.optimizer.step()
-            total += loss.detach()
             last_step = step + 1 == self.loader.steps
             look = last_step or (step + 1) % CHECK_EVERY == 0
             # Norms first: a non-finite loss makes the gradients non-finite in the same step.
@@ -215,6 +207,40 @@ class _Training:
             "time/images_per_s": self.loader.steps * settings.batch_size / seconds,
             "time/data_wait": waited / seconds,
         }
+
+    def _backward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Gradients of a step, in as many passes as train.accumulate says; returns its loss."""
+        settings = self.config.train
+        passes = settings.accumulate
+        weight = pixel_weight(masks, self.class_weights)
+        total = torch.zeros((), device=self.device)
+        parts = zip(images.chunk(passes), masks.chunk(passes), strict=True)
+        for number, (x, truth) in enumerate(parts, start=1):
+            # Workers exchange gradients once a step, in its last pass.
+            apart: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if number < passes and isinstance(self.net, nn.parallel.DistributedDataParallel):
+                apart = self.net.no_sync()
+            with apart:
+                with autocast(self.device, self.precision):
+                    logits = self.step_net(x)
+                loss = segmentation_loss(
+                    logits.float(),
+                    truth,
+                    class_weights=self.class_weights,
+                    dice=settings.loss.dice / passes,
+                    weight=weight,
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _clip_gradients(self) -> Tensor:
+        """The norm of all gradients, which are the same on all workers, before it is clipped."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit := self.config.train.optimizer.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
 
     def _describe_divergence(self, epoch: int, norms: Tensor, rates: list[float]) -> str:
         values = norms.cpu()

@@ -18,25 +18,37 @@ def balanced_weights(pixels: NDArray[np.int64]) -> tuple[float, ...]:
     return tuple((weights * len(weights) / weights.sum()).tolist())
 
 
+def pixel_weight(masks: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """What the pixels of uint8 masks (N, H, W) weigh together, on all workers: scalar float32."""
+    if class_weights is None:
+        weight = (masks != IGNORE).sum()
+    else:  # what is ignored, 255, weighs 0
+        index = masks.clamp(max=len(class_weights)).long()
+        weight = F.pad(class_weights, (0, 1))[index].sum()
+    return distributed.sum_over_workers(weight.float())
+
+
 def segmentation_loss(
-    logits: Tensor, masks: Tensor, *, class_weights: Tensor | None = None, dice: float = 0.0
+    logits: Tensor,
+    masks: Tensor,
+    *,
+    class_weights: Tensor | None = None,
+    dice: float = 0.0,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Logits (N, K, H, W) float32 and uint8 masks (N, H, W) -> scalar.
 
     Cross-entropy over class indices, a mean over all pixels that count, of all workers: a worker
     whose images have much void does not weigh more. Plus `dice` times `soft_dice_loss`. Every
     worker gets the value that one worker would have for the whole batch, and, once DDP has averaged
-    over workers, its gradients.
+    over workers, its gradients. `weight` is the `pixel_weight` of the batch that these images are a
+    part of, where they are not all of it: the parts' cross-entropies then add up to the batch's.
     """
-    truth = masks.long()
     total = F.cross_entropy(
-        logits, truth, weight=class_weights, ignore_index=IGNORE, reduction="sum"
+        logits, masks.long(), weight=class_weights, ignore_index=IGNORE, reduction="sum"
     )
-    if class_weights is None:
-        weight = (masks != IGNORE).sum()
-    else:  # what is ignored, 255, weighs 0
-        weight = F.pad(class_weights, (0, 1))[truth.clamp(max=len(class_weights))].sum()
-    weight = distributed.sum_over_workers(weight.float())
+    if weight is None:
+        weight = pixel_weight(masks, class_weights)
     loss = _over_workers(total) / weight.clamp(min=1e-6)
     return loss + dice * soft_dice_loss(logits, masks) if dice else loss
 

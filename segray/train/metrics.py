@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,15 +23,73 @@ def count_pixels(logits: Tensor, masks: Tensor) -> Tensor:
     counts[n, true, predicted]; the last row holds the pixels whose truth is ignored, so that the
     sum is always N x H x W.
     """
-    n, k = logits.shape[:2]
     # max is several times faster than argmax on CPU, with the same result.
-    preds = logits.max(1).indices.view(n, -1)  # (N, H*W)
-    truth = masks.view(n, -1)
+    return _count(logits.max(1).indices, masks, logits.shape[1])
+
+
+def _count(preds: Tensor, masks: Tensor, k: int) -> Tensor:
+    """Classes and masks (N, H, W) -> counts (N, K + 1, K), see `count_pixels`."""
+    preds, truth = preds.flatten(1), masks.flatten(1)  # (N, H*W)
     # One byte a pixel where (K + 1) x K indices fit: the memory traffic is the cost.
     dtype = torch.uint8 if (k + 1) * k <= IGNORE + 1 else torch.int32
     cells = truth.clamp(max=k).to(dtype).mul_(k).add_(preds.to(dtype))
     size = (k + 1) * k
     return torch.stack([torch.bincount(row, minlength=size).view(k + 1, k) for row in cells])
+
+
+def count_upsampled(logits: Tensor, masks: Tensor) -> Tensor:
+    """As `count_pixels` of logits (N, K, h, w) upsampled to the masks' H x W, bilinearly.
+
+    On a CPU they are not made: where a class leads at all four logits around a pixel it leads at
+    the pixel too, whatever the weights, so that only pixels between classes are interpolated. Ties
+    within rounding aside, the counts are the same.
+    """
+    size = (masks.shape[-2], masks.shape[-1])
+    if logits.shape[-2:] == size:
+        return count_pixels(logits, masks)
+    if logits.device.type == "cpu":
+        preds = torch.stack([_upsampled_preds(image, size) for image in logits])
+        return _count(preds, masks, logits.shape[1])
+    counts = []
+    for image, mask in zip(logits, masks, strict=True):  # one at a time: bounded memory
+        full = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
+        counts.append(count_pixels(full, mask[None]))
+    return torch.cat(counts)
+
+
+def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (K, h, w) -> the leading class (H, W), uint8, once upsampled to `size`."""
+    k, h, w = logits.shape
+    best = logits.max(0).indices.to(torch.uint8)  # (h, w)
+    # A cell lies between a logit, its right neighbour and the two below; at the rim they coincide.
+    low = torch.cat([best[1:], best[-1:]])
+    cell = (best == low) & (best == torch.cat([best[:, 1:], best[:, -1:]], 1))
+    cell &= best == torch.cat([low[:, 1:], low[:, -1:]], 1)
+    y, wy = _taps(h, size[0])
+    x, wx = _taps(w, size[1])
+    preds = best[y][:, x]  # (H, W)
+    between = (~cell[y][:, x]).view(-1).nonzero().squeeze(1)  # (M,) pixels
+    rows, columns = between // size[1], between % size[1]
+    y0, x0 = y[rows], x[columns]
+    y1, x1 = (y0 + 1).clamp_(max=h - 1), (x0 + 1).clamp_(max=w - 1)
+    down, right = wy[rows, None].to(logits), wx[columns, None].to(logits)
+    points = logits.permute(1, 2, 0).reshape(h * w, k)  # a row of K logits a point
+    upper = torch.lerp(points[y0 * w + x0], points[y0 * w + x1], right)  # (M, K)
+    lower = torch.lerp(points[y1 * w + x0], points[y1 * w + x1], right)
+    leads = torch.lerp(upper, lower, down).max(1).indices
+    preds.view(-1)[between] = leads.to(torch.uint8)
+    return preds
+
+
+def _taps(length: int, target: int) -> tuple[Tensor, Tensor]:
+    """Along one axis: for each of `target` pixels the logit before it, and how far beyond it lies.
+
+    Centres of pixels are aligned, as in F.interpolate with align_corners=False.
+    """
+    place = (torch.arange(target) + 0.5) * (length / target) - 0.5
+    place.clamp_(0, length - 1)
+    first = place.long()
+    return first, place - first
 
 
 def scores(confusion: NDArray[np.int64], classes: Sequence[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,28 +27,29 @@ class StepCost:
     """One worker's training step."""
 
     peak_bytes: int  # CPU: of the whole process; GPU: of its allocations there
-    seconds: float  # of a whole step
-    images: int  # the step that was run; memory of the whole batch is extrapolated from it
+    seconds: float  # of a whole pass and the optimizer's step
+    images: int  # the pass that was run; memory of the whole pass is extrapolated from it
 
 
 def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCost:
-    """One forward and backward of a worker's share of the batch, the optimizer's step, and a batch
-    of validation.
+    """One forward and backward of the images that a worker takes at a time, the optimizer's step,
+    and a batch of validation.
 
     A smaller step comes first. Where it says that the whole would need more than `room` bytes, or
     take longer than LONG_S, that is not run, and its memory is extrapolated: weights, gradients and
     AdamW's two moments are there once, and all the rest grows in proportion to the images.
     """
     torch.set_num_threads(config.threads)
-    batch = config.train.batch_size // config.workers
+    batch = config.train.batch_size // config.workers // config.train.accumulate
     model = build_trial_model(config).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     optimizer = build_optimizer(model, config.train.optimizer)
+    net = torch.compile(model) if config.train.compile else model
 
     def step(images: int) -> tuple[int, float]:
         started = time.perf_counter()
-        _step(config, model, optimizer, images, device)
+        _step(config, net, optimizer, images, device)
         return _peak_bytes(device), time.perf_counter() - started
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -79,7 +81,7 @@ def _evaluate(config: TrialConfig, model: nn.Module, device: torch.device) -> No
 
 def _step(
     config: TrialConfig,
-    model: nn.Module,
+    net: Callable[[torch.Tensor], torch.Tensor],
     optimizer: torch.optim.Optimizer,
     images: int,
     device: torch.device,
@@ -89,7 +91,7 @@ def _step(
     batch = torch.rand(images, 3, height, width, device=device)
     masks = torch.randint(classes, (images, height, width), dtype=torch.uint8, device=device)
     with autocast(device, autocast_type(config.train.precision, device)):
-        logits = model(batch)
+        logits = net(batch)
     loss = segmentation_loss(logits.float(), masks, dice=config.train.loss.dice)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
