@@ -37,24 +37,27 @@ def _count(preds: Tensor, masks: Tensor, k: int) -> Tensor:
     return torch.stack([torch.bincount(row, minlength=size).view(k + 1, k) for row in cells])
 
 
-def count_upsampled(logits: Tensor, masks: Tensor) -> Tensor:
-    """As `count_pixels` of logits (N, K, h, w) upsampled to the masks' H x W, bilinearly.
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (N, K, h, w) -> (N, K, *size), bilinearly, as a model's forward has them."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def count_upsampled(logits: Tensor, mask: Tensor) -> Tensor:
+    """Of one image's logits (K, h, w), upsampled to its mask (H, W): counts (K + 1, K) int64.
+
+    See `count_pixels`.
 
     On a CPU they are not made: where a class leads at all four logits around a pixel it leads at
     the pixel too, whatever the weights, so that only pixels between classes are interpolated. Ties
     within rounding aside, the counts are the same.
     """
-    size = (masks.shape[-2], masks.shape[-1])
-    if logits.shape[-2:] == size:
-        return count_pixels(logits, masks)
-    if logits.device.type == "cpu":
-        preds = torch.stack([_upsampled_preds(image, size) for image in logits])
-        return _count(preds, masks, logits.shape[1])
-    counts = []
-    for image, mask in zip(logits, masks, strict=True):  # one at a time: bounded memory
-        full = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
-        counts.append(count_pixels(full, mask[None]))
-    return torch.cat(counts)
+    height, width = mask.shape
+    if logits.device.type == "cpu" and logits.shape[-2:] != mask.shape:
+        preds = _upsampled_preds(logits, (height, width))
+        return _count(preds[None], mask[None], logits.shape[0])[0]
+    return count_pixels(upsample(logits[None], (height, width)), mask[None])[0]
 
 
 def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor:

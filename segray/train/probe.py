@@ -42,7 +42,6 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
     torch.set_num_threads(config.threads)
     batch = config.train.batch_size // config.workers // config.train.accumulate
     model = build_trial_model(config).to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     optimizer = build_optimizer(model, config.train.optimizer)
     net = torch.compile(model) if config.train.compile else model

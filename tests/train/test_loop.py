@@ -442,7 +442,13 @@ def test_an_images_matrix_does_not_depend_on_the_images_beside_it(tiny, trained,
     net, data = trained(getattr(tiny, model))
     positions = data.splits.val
     logits: list[torch.Tensor] = []
-    net.register_forward_hook(lambda module, images, output: logits.append(output))
+    coarse = net.coarse
+
+    def listening(images: torch.Tensor) -> torch.Tensor:
+        logits.append(coarse(images))
+        return logits[-1]
+
+    net.coarse = listening
 
     def scored(chosen: Sequence[int]) -> tuple[np.ndarray, torch.Tensor]:
         logits.clear()
@@ -468,6 +474,25 @@ def test_evaluation_counts_every_pixel_and_means_over_those_that_count(tiny, tra
     with torch.inference_mode():
         expected = torch.nn.functional.cross_entropy(net(images), masks.long(), ignore_index=255)
     assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["UNET", "SEGFORMER"])
+def test_native_evaluation_counts_at_the_masks_own_size(tiny, trained, model) -> None:
+    """Here twice the images' size; the loss stays what it was."""
+    net, data = trained(getattr(tiny, model))
+    at_images, loss = evaluate(net, data, data.splits.val, device=tiny.CPU)
+    native, same_loss = evaluate(net, data, data.splits.val, device=tiny.CPU, native=True)
+    assert same_loss == loss
+    assert native.sum() == 4 * at_images.sum()
+    ((_, batch),) = loop.eval_batches(data, data.splits.val, batch_size=8, native=True)
+    with torch.inference_mode():
+        coarse = net.coarse(batch.on(tiny.CPU)[0])
+        size = [2 * side for side in tiny.SIZE]
+        full = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+    for matrix, logits, mask in zip(native, full, batch.native_masks, strict=True):
+        pred, truth = logits.argmax(0), mask.long()
+        expected = torch.bincount((truth * 7 + pred)[truth != 255], minlength=49).view(7, 7)
+        np.testing.assert_array_equal(matrix, expected)
 
 
 def test_predicted_masks_are_those_that_were_counted(tiny, trained) -> None:
