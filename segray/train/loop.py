@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -29,7 +29,7 @@ from segray.data import IGNORE, Dataset, TrainLoader, eval_batches
 from segray.models import Segmenter, build_model
 from segray.train import checkpoint, distributed
 from segray.train.loss import balanced_weights, pixel_weight, segmentation_loss
-from segray.train.metrics import count_pixels, count_upsampled, scores, upsample
+from segray.train.metrics import count_pixels, count_upsampled, leading_class, scores, upsample
 from segray.train.optimizer import LearningRate, build_optimizer
 
 State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "budget"]
@@ -116,9 +116,8 @@ class _Training:
         self.precision = autocast_type(settings.precision, device)
         self.model = build_trial_model(config).to(device)
         self.net = _on_workers(self.model, device)
-        self.step_net: Callable[[Tensor], Tensor] = self.net
         if settings.compile:
-            self.step_net = torch.compile(self.net)
+            self.net.compile()
         self.loader = TrainLoader(
             dataset,
             dataset.splits.train,
@@ -184,7 +183,15 @@ class _Training:
             self.lr.step()
             rates.append(self.optimizer.param_groups[0]["lr"])
             self.optimizer.zero_grad(set_to_none=True)
-            total += self._backward(images, masks)
+            total += backward(
+                self.net,
+                images,
+                masks,
+                passes=settings.accumulate,
+                class_weights=self.class_weights,
+                dice=settings.loss.dice,
+                dtype=self.precision,
+            )
             norms[step] = self._clip_gradients()
             self.optimizer.step()
             last_step = step + 1 == self.loader.steps
@@ -205,32 +212,6 @@ class _Training:
             "time/images_per_s": self.loader.steps * settings.batch_size / seconds,
             "time/data_wait": waited / seconds,
         }
-
-    def _backward(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Gradients of a step, in as many passes as train.accumulate says; returns its loss."""
-        settings = self.config.train
-        passes = settings.accumulate
-        weight = pixel_weight(masks, self.class_weights)
-        total = torch.zeros((), device=self.device)
-        parts = zip(images.chunk(passes), masks.chunk(passes), strict=True)
-        for number, (x, truth) in enumerate(parts, start=1):
-            # Workers exchange gradients once a step, in its last pass.
-            apart: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if number < passes and isinstance(self.net, nn.parallel.DistributedDataParallel):
-                apart = self.net.no_sync()
-            with apart:
-                with autocast(self.device, self.precision):
-                    logits = self.step_net(x)
-                loss = segmentation_loss(
-                    logits.float(),
-                    truth,
-                    class_weights=self.class_weights,
-                    dice=settings.loss.dice / passes,
-                    weight=weight,
-                )
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
 
     def _clip_gradients(self) -> Tensor:
         """The norm of all gradients, which are the same on all workers, before it is clipped."""
@@ -357,6 +338,44 @@ class _Training:
         )
 
 
+def backward(
+    net: nn.Module,
+    images: Tensor,
+    masks: Tensor,
+    *,
+    passes: int = 1,
+    class_weights: Tensor | None = None,
+    dice: float = 0.0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Gradients of a step on images (N, 3, H, W) and uint8 masks (N, H, W); returns its loss.
+
+    The images go through `net` in so many passes, which divide N. Cross-entropy's gradients are
+    those of a single pass; what batch normalisation and Dice see is a pass.
+    """
+    device = images.device
+    weight = pixel_weight(masks, class_weights)
+    total = torch.zeros((), device=device)
+    parts = zip(images.chunk(passes), masks.chunk(passes), strict=True)
+    for number, (x, truth) in enumerate(parts, start=1):
+        apart: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if number < passes and isinstance(net, nn.parallel.DistributedDataParallel):
+            apart = net.no_sync()  # workers exchange gradients once a step, in its last pass
+        with apart:
+            with autocast(device, dtype):
+                logits = net(x)
+            loss = segmentation_loss(
+                logits.float(),
+                truth,
+                class_weights=class_weights,
+                dice=dice / passes,
+                weight=weight,
+            )
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
 def build_trial_model(config: TrialConfig) -> nn.Module:
     """The model a trial trains, on the CPU; its weights depend on torch's seed alone.
 
@@ -438,7 +457,7 @@ def predict_masks(
     """Predicted class indices (len(positions), H, W) of a few images, in this process alone."""
     model.eval()
     preds = [
-        model(batch.on(device)[0]).max(1).indices.to(torch.uint8).cpu().numpy()
+        leading_class(model(batch.on(device)[0])).cpu().numpy()
         for _, batch in eval_batches(dataset, positions, batch_size=1)
     ]
     return np.concatenate(preds)

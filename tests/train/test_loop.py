@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -493,6 +494,34 @@ def test_native_evaluation_counts_at_the_masks_own_size(tiny, trained, model) ->
         pred, truth = logits.argmax(0), mask.long()
         expected = torch.bincount((truth * 7 + pred)[truth != 255], minlength=49).view(7, 7)
         np.testing.assert_array_equal(matrix, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.accumulate": 2},
+        {"train.optimizer.clip_norm": 0.01},
+        {"train.optimizer.clip_norm": None},
+        {"metric.evaluate_at": "native"},
+    ],
+)
+def test_a_training_learns_with_these_settings_too(tiny, tmp_path: Path, changes) -> None:
+    tiny.fit(tmp_path, changes)
+    lines = tiny.records(tmp_path)
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    pixels = 4 if "metric.evaluate_at" in changes else 1
+    data = tiny.dataset()
+    counted = (data.masks[list(data.splits.val)] != 255).sum()
+    assert np.sum(lines[-1]["confusion"]) == pixels * counted
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_gives_what_an_eager_one_does(tiny, tmp_path: Path) -> None:
+    """Rounding aside; the first epoch, before differences grow."""
+    for name, compiled in (("eager", False), ("compiled", True)):
+        tiny.fit(tmp_path / name, {"train.compile": compiled, "train.epochs": 1})
+    (eager,), (compiled,) = (tiny.records(tmp_path / name) for name in ("eager", "compiled"))
+    assert compiled["train/loss"] == pytest.approx(eager["train/loss"], rel=1e-3)
 
 
 def test_predicted_masks_are_those_that_were_counted(tiny, trained) -> None:
