@@ -63,9 +63,7 @@ def main() -> None:
     plain, ours, before = [], [], []
     for turn in range(asked.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            config = sweep_config(
-                Path(folder), trials=asked.trials, epochs=asked.epochs, images=40
-            )
+            config = sweep_config(Path(folder), trials=asked.trials, epochs=asked.epochs, images=40)
             if turn == 0:  # torch's first step in a process takes a second
                 optimize(config.model_copy(update={"run_cap": 1}), Path(folder) / "warm-up")
             plain.append(optimize(config, Path(folder) / "plain"))
@@ -76,7 +74,10 @@ def main() -> None:
             span = max(clock.ended for clock in clocks) - began
             ours.append((span, sum(clock.seconds for clock in clocks)))
     print(f"\n{asked.trials} trials, {AT_ONCE} at once, medians of {asked.rounds} turns")
-    for name, turns in (("optuna.study.optimize", plain), ("segray, first start to last end", ours)):
+    for name, turns in (
+        ("optuna.study.optimize", plain),
+        ("segray, first start to last end", ours),
+    ):
         span, own = (statistics.median(values) for values in zip(*turns, strict=True))
         print(f"  {name:34} {span:6.1f} s, of which its epochs {own / AT_ONCE:.1f} s")
     spans = [statistics.median(span for span, _ in turns) for turns in (ours, plain)]

@@ -153,12 +153,14 @@ def show(title: str, clocks: list[Clock]) -> None:
     print(f"\n{title}; medians")
     for what, seconds in figures.items():
         print(f"  {what:36} {statistics.median(seconds):7.3f} s")
-    print(
-        f"  until the first step, from the trial before (of a worker's first trial, from its draw): "
-        f"first {first:.2f} s, later {later:.3f} s, {first / later:.1f} times\n"
-        f"  the same from the trial's start in its worker: first {first_inside:.2f} s, later "
-        f"{later_inside:.3f} s, {first_inside / later_inside:.1f} times"
-    )
+    for what, one, other in (
+        ("from a draw, then from the end before", first, later),
+        ("from the trial's start in its worker", first_inside, later_inside),
+    ):
+        print(
+            f"  until the first step, {what}: a worker's first trial {one:.2f} s, "
+            f"later ones {other:.3f} s, {one / other:.1f} times"
+        )
     ideal = sum(clock.seconds for clock in clocks) / AT_ONCE
     end = max(clock.ended for clock in clocks)
     for what, start in (
