@@ -1,4 +1,7 @@
-"""The `segray` command tree."""
+"""The `segray` command tree.
+
+A command imports what it needs, the config and its errors included: `--help` waits for none of it.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
 from segray import __version__
-from segray.config import (
-    Interrupted,
-    RequestError,
-    SegrayError,
-    SweepConfig,
-    json_schema,
-    load_sweep,
-    read_sweep,
-)
-from segray.config.errors import ConfigError, MissingInput
-from segray.config.load import read_unchecked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +106,7 @@ def sweep(
 
         segray sweep sweeps/unet.yaml --resume
     """
+    from segray.config import read_sweep
     from segray.sweep.dry_run import show_plan
     from segray.sweep.runner import run_sweeps
 
@@ -143,6 +135,7 @@ def train(context: typer.Context, arguments: Arguments, resume: Resume = False) 
 
         segray train sweeps/unet.yaml data.root=/data/cityscapes train.optimizer.lr=1e-3
     """
+    from segray.config import load_sweep
     from segray.sweep.runner import run_training
 
     file, overrides = _split_one(arguments)
@@ -194,6 +187,8 @@ def schema() -> None:
 
     and as the first line of a sweep file beside it: # yaml-language-server: $schema=schema.json
     """
+    from segray.config import json_schema
+
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
@@ -230,6 +225,7 @@ def check(arguments: Arguments) -> None:
 
         segray data check sweeps/unet.yaml data.size=[256,512]
     """
+    from segray.config import load_sweep
     from segray.data.check import check_dataset
 
     config = load_sweep(*_split_one(arguments))
@@ -254,6 +250,7 @@ def scenes(
 
         segray data scenes /tmp/streets --train 100 --val 20 --size 128,256
     """
+    from segray.config import RequestError
     from segray.data.scenes import write_scenes
 
     sides = size.split(",")
@@ -281,6 +278,8 @@ def scenes(
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar where people look on; yields what to call with (title, done, total)."""
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
@@ -296,15 +295,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(args=given, prog_name="segray", obj=["segray", *given])
-    except SegrayError as error:
-        _complain(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(Interrupted.exit_code)
     except OSError as error:  # a full disk, a folder without permission
         _complain(f"{error.strerror or error}: {error.filename or 'no file named'}")
         sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        from segray.config import Interrupted, SegrayError
+
+        if isinstance(error, KeyboardInterrupt):
+            error = Interrupted("interrupted")
+        if not isinstance(error, SegrayError):
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_code)
 
 
 class _Advice:
@@ -316,6 +318,9 @@ class _Advice:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from segray.config import ConfigError, RequestError
+        from segray.config.errors import MissingInput
+
         missing = isinstance(error, MissingInput) or (
             isinstance(error, ConfigError) and any(p.path == "data.root" for p in error.problems)
         )
@@ -328,6 +333,9 @@ def _without_downloads(file: str) -> str:
 
     Of the file's other keys none is kept that could ask for its images, classes, weights or GPUs.
     """
+    from segray.config import SegrayError
+    from segray.config.load import read_unchecked
+
     try:
         name = read_unchecked(file)["model"]["name"]
     except (SegrayError, KeyError, TypeError):
@@ -345,6 +353,8 @@ def _without_downloads(file: str) -> str:
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Sweep files and key=value overrides."""
+    from segray.config import RequestError, SweepConfig
+
     # os.path, as Path.is_file raises for an override that is too long for a file's name
     files = [a for a in arguments if "=" not in a or os.path.isfile(a)]  # noqa: PTH113
     if not files:
@@ -356,6 +366,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _split_one(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    from segray.config import RequestError
+
     files, overrides = _split(arguments)
     if len(files) > 1:
         raise RequestError(f"expected one sweep file, got {len(files)}: {shlex.join(files)}")
