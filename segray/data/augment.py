@@ -139,13 +139,13 @@ def colour_and_normalise(images: Tensor, colour: Tensor | None, sigma: Tensor | 
                 torch.mul(x[:, channel], 1 / (255 * STD[channel]), out=y[:, channel])
                 y[:, channel].sub_(MEAN[channel] / STD[channel])
         else:
-            matrix, of_mean, offset = maps[part].split((3, 3, 1), dim=2)
+            matrix, of_mean, offset = maps[part, :, :3], maps[part, :, 3:6], maps[part, :, 6:]
             offset = torch.baddbmm(offset, of_mean, x.mean(2, keepdim=True))
             torch.baddbmm(offset, matrix, x, out=y)
             for channel in range(c):  # what is black and white, once normalised
                 low, high = ((end - MEAN[channel]) / STD[channel] for end in (0, 1))
                 y[:, channel].clamp_(low, high)
-        if weights is not None and (device.type != "cpu" or sigma[start] > 0):
+        if weights is not None and (device.type != "cpu" or weights[start, 0] < 1):
             # Weights that sum to 1 blur a normalised image as they blur the image.
             out[part] = _blur(out[part], weights[part])
     return out
