@@ -131,20 +131,20 @@ def colour_and_normalise(images: Tensor, colour: Tensor | None, sigma: Tensor | 
     weights = None if sigma is None else to_device(_blur_weights(sigma), device)
     # A CPU takes an image at a time: it stays in the processor's cache from pass to pass.
     at_once = 1 if device.type == "cpu" else n
+    x = torch.ones((at_once, 4, h * w), device=device)  # the last row takes the offset
     for start in range(0, n, at_once):
         part = slice(start, start + at_once)
-        x, y = images[part].float().flatten(2), out[part].flatten(2)  # (n, 3, H*W)
+        x[:, :3] = images[part].flatten(2)
+        y = out[part].flatten(2)
         if maps is None:
-            for channel in range(c):
-                torch.mul(x[:, channel], 1 / (255 * STD[channel]), out=y[:, channel])
-                y[:, channel].sub_(MEAN[channel] / STD[channel])
+            for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+                torch.mul(x[:, channel], 1 / (255 * std), out=y[:, channel]).sub_(mean / std)
         else:
             matrix, of_mean, offset = maps[part, :, :3], maps[part, :, 3:6], maps[part, :, 6:]
-            offset = torch.baddbmm(offset, of_mean, x.mean(2, keepdim=True))
-            torch.baddbmm(offset, matrix, x, out=y)
-            for channel in range(c):  # what is black and white, once normalised
-                low, high = ((end - MEAN[channel]) / STD[channel] for end in (0, 1))
-                y[:, channel].clamp_(low, high)
+            offset = torch.baddbmm(offset, of_mean, x[:, :3].mean(2, keepdim=True))
+            torch.bmm(torch.cat([matrix, offset], dim=2), x, out=y)
+            for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
+                y[:, channel].clamp_(-mean / std, (1 - mean) / std)  # black and white
         if weights is not None and (device.type != "cpu" or weights[start, 0] < 1):
             # Weights that sum to 1 blur a normalised image as they blur the image.
             out[part] = _blur(out[part], weights[part])
