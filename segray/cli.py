@@ -275,6 +275,50 @@ def scenes(
     typer.echo(f"{train + val} scenes are in {folder}; to use them: {shlex.quote(section)}")
 
 
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+data_app.add_typer(
+    cache_app, name="cache", help="Decoded images and generated scenes that are kept for later."
+)
+
+
+@cache_app.command("ls")
+def cache_ls() -> None:
+    """List what is cached: name, size, when a sweep last opened it, what it holds.
+
+    Example:
+
+        segray data cache ls
+    """
+    from segray.data.housekeeping import show_stored
+
+    show_stored()
+
+
+@cache_app.command("clear")
+def cache_clear(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="As `ls` lists them; all, if none is given."),
+    ] = None,
+    unused_days: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only what no sweep opened for N days."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Say what the cache could free, and free it. A sweep that needs it again builds it again.
+
+    Examples:
+
+        segray data cache clear --unused-days 30
+
+        segray data cache clear images-0123456789abcdef0123
+    """
+    from segray.data.housekeeping import clear_stored
+
+    clear_stored(names or [], unused_days, lambda question: yes or _confirm(question))
+
+
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar where people look on; yields what to call with (title, done, total)."""

@@ -32,7 +32,7 @@ def save(
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in slots.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    # As arrays: the same bytes in two thirds of the time that safetensors takes for torch's tensors.
+    # As arrays: the same bytes, in two thirds of the time that it takes for torch's tensors.
     plain = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     save_file(plain, temporary, metadata={"segray": json.dumps(state)})
     with temporary.open("rb") as file:
