@@ -84,7 +84,7 @@ class PairReader:
         return str([*label.to_bytes(3, "big")] if self._by_colour else label)
 
     def _labels(self, path: Path, mask: Image.Image) -> NDArray[np.int32] | NDArray[np.uint8]:
-        """(h, w), the mask's own size: ids, in 8 bits if the file has so, or 65536 r + 256 g + b."""
+        """(h, w), the mask's own size: ids, of 8 bits if stored so, or 65536 r + 256 g + b."""
         if self._by_colour:
             if mask.mode not in COLOUR_MODES:
                 rule = "colours (RGB or palette)", "for masks of label ids, give every class ids"
