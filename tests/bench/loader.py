@@ -2,7 +2,8 @@
 against PIL and PNG in two persistent DataLoader workers, from files of Cityscapes' size and from
 files resized beforehand. Then the CPU seconds of a sweep's loading, with the cache's build.
 
-All draw the same changes and crop before they resize. Upsized street photographs are kept in
+All draw from the same changes, and zoom by resizing the crop alone. PNG of Cityscapes' size is
+first resized whole to the training size. Upsized street photographs are kept in
 --scratch between runs.
 """
 
