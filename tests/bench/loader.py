@@ -2,7 +2,8 @@
 against PIL and PNG in two persistent DataLoader workers, from files of Cityscapes' size and from
 files resized beforehand. Then the CPU seconds of a sweep's loading, with the cache's build.
 
-All draw the same changes and crop before they resize. Upsized street photographs are kept in
+All draw from the same changes, and zoom by resizing the crop alone. PNG of Cityscapes' size is
+first resized whole to the training size. Upsized street photographs are kept in
 --scratch between runs.
 """
 
@@ -21,8 +22,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from segray.config import Augment, CityscapesData
-from segray.data import TrainLoader, dataset, open_dataset
+from segray.data import TrainLoader, open_dataset
 from segray.data.augment import MEAN, PADDING, STD, Draw, _window, draw
+from segray.data.cache import open_cache
 from segray.data.cityscapes import find_samples
 from segray.data.labels import IGNORE, label_table
 from segray.data.samples import Sample
@@ -197,9 +199,8 @@ def main() -> None:
     report("an epoch of augmented training samples", seconds, "segray", images)
 
     shutil.rmtree(asked.scratch / "cache")
-    dataset._opened.clear()
     started = time.perf_counter()
-    open_dataset(data)
+    open_cache(from_camera, data)
     build = time.perf_counter() - started
     epoch = sorted(seconds["PNG, 2 workers"])[asked.rounds // 2]
     print(f"\nbuilding the cache: {build:.2f} s, {build / epoch:.2f} of an epoch of PNG, 2 workers")
