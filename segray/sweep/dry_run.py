@@ -15,11 +15,12 @@ from segray.config import Data, Parameter, ScenesData, SweepConfig, SweepFile, t
 from segray.config.yaml_file import brief
 from segray.data import cache_root, is_cached, read_splits
 from segray.data.samples import pooled
-from segray.sweep.cluster import Plan, plan, plan_final, this_machine
+from segray.sweep.cluster import Plan, this_machine
 from segray.sweep.estimate import (
     cache_bytes,
     checkpoint_bytes,
     estimate,
+    plan_here,
     read_bench,
     time_in_words,
 )
@@ -61,8 +62,8 @@ def show_plan(sweep: SweepFile) -> None:
 def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
     trials, epochs = trial_count(config), config.train.epochs
     yield "trials", f"{trials} by {config.method}" + _rungs(config)
-    final = count(len(config.final.seeds), "final training") if config.final else "no final stage"
-    yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {final}"
+    then = count(len(config.final.seeds), "final training") if config.final else "no final stage"
+    yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {then}"
     parts = _images(config.data)
     if isinstance(config.data, ScenesData):
         drawn = config.data.train_images + config.data.test_images
@@ -77,11 +78,11 @@ def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
         yield "time", "not known of a cluster; segray bench FILE measures the machine it runs on"
     else:
         machine = this_machine()
-        stage = plan(config.resources, machine, trials)
+        stage, final = plan_here(config)
         at_once = stage.concurrent
         cores = f"{machine['CPU']:g} CPUs and {machine['GPU']:g} GPUs here"
         yield "places", f"{count(at_once, 'trial')} at a time, {stage}; {cores}"
-        yield "time", _time(config, parts, stage)
+        yield "time", _time(config, parts, stage, final)
     yield "disk", "; ".join(_disk(config, sum(parts.values()), at_once or 1))
     taken = (
         ""
@@ -117,11 +118,10 @@ def _images(data: Data) -> dict[str, int]:
     return {name: min(number, data.limit or number) for name, number in parts.items()}
 
 
-def _time(config: SweepConfig, images: Mapping[str, int], search: Plan) -> str:
+def _time(config: SweepConfig, images: Mapping[str, int], search: Plan, final: Plan | None) -> str:
     bench = read_bench(config, search)
     if bench is None:
         return "segray bench FILE measures it, in a minute"
-    final = plan_final(config.resources, config.final, this_machine()) if config.final else None
     sizes = images["train"], images["val"], images["test"]
     return f"{time_in_words(estimate(config, bench, sizes, search, final))} (segray bench)"
 

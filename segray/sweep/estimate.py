@@ -19,10 +19,11 @@ import torch
 from segray.config import SweepConfig, TrialConfig, reachable, trial_config, trial_count
 from segray.config.schema import Asha
 from segray.data import cache_root, cores
-from segray.sweep.cluster import Plan
+from segray.sweep.cluster import Plan, plan, plan_final, this_machine
 from segray.sweep.progress import count
 from segray.sweep.records import write_text
 from segray.sweep.search import KEEP_CHECKPOINTS
+from segray.train import autocast_type
 
 FORMAT = 1
 _SPEED = {"batch_size", "crop", "accumulate", "compile", "precision", "loss", "augment"}  # of train
@@ -72,7 +73,7 @@ class Bench:
 
     def epoch_s(self, images: tuple[int, int, int], workers: int) -> float:
         """An epoch of a trial with so many workers; `images` of train, val and test."""
-        batch = self.facts["train"]["batch_size"]
+        batch: int = self.facts["train"]["batch_size"]
         trained = images[0] // batch * batch
         training = trained / (self.train_images_per_s * workers)
         return training + images[1] / (self.eval_images_per_s * workers) + self.checkpoint_s
@@ -92,10 +93,21 @@ class Estimate:
     assumptions: tuple[str, ...]
 
 
+def plan_here(config: SweepConfig) -> tuple[Plan, Plan | None]:
+    """How the trials of the search and of the final stage share this machine, but for memory."""
+    machine = this_machine()
+    search = plan(config.resources, machine, trial_count(config))
+    return search, plan_final(config.resources, config.final, machine) if config.final else None
+
+
 def facts(config: SweepConfig, stage: Plan) -> dict[str, Any]:
     """Everything that decides how fast a trial with the file's own values is on this machine."""
     trial = own_trial(config, stage)
     train = trial.train.model_dump(mode="json", include=_SPEED)
+    train["crop"] = list(trial.train.crop or trial.data.size)
+    device = torch.device("cuda" if trial.gpus_per_worker else "cpu")
+    bf16 = autocast_type(trial.train.precision, device) is not None
+    train["precision"] = "bf16" if bf16 else "fp32"
     here = cores()
     share = here // (stage.concurrent * stage.workers)
     return {
@@ -114,7 +126,7 @@ def facts(config: SweepConfig, stage: Plan) -> dict[str, Any]:
         "size": list(trial.data.size),
         "classes": len(trial.data.class_names),
         "evaluate_at": trial.metric.evaluate_at,
-        "train": train | {"crop": list(trial.train.crop or trial.data.size)},
+        "train": train,
     }
 
 
