@@ -140,7 +140,7 @@ def test_a_long_step_is_measured_once(file, capsys):
     [
         ["train.accumulate=2", "train.loss={class_weights: balanced, dice: 0.5}"],
         ["train.crop=[32, 32]", "train.augment={scale: [0.5, 2.0], brightness: 0.3, blur: 0.5}"],
-        ["train.optimizer.clip_norm=1.0", "train.precision=bf16"],
+        ["train.optimizer.clip_norm=1.0", "train.precision=bf16", "metric.evaluate_at=native"],
         ["model={name: segformer, variant: b0, width: 0.125}", "data.limit=4"],
     ],
     ids=lambda overrides: overrides[0].split("=")[0],

@@ -21,6 +21,7 @@ from segray.bench.bounds import bounds, wait_for
 from segray.config import SweepConfig, TrialConfig, WorkError
 from segray.data import IGNORE, Batch, Dataset, TrainLoader, cache_root, eval_batches
 from segray.data.samples import Splits
+from segray.models import Segmenter
 from segray.sweep.cluster import Plan
 from segray.sweep.estimate import Bench, duration, facts, own_trial
 from segray.sweep.progress import Screen
@@ -34,8 +35,8 @@ from segray.train import (
     peak_bytes,
     train,
 )
-from segray.train.loop import EVAL_BATCH, autocast
-from segray.train.loss import pixel_weight, segmentation_loss
+from segray.train.loop import EVAL_BATCH, autocast, backward
+from segray.train.metrics import count_upsampled, upsample
 from segray.train.optimizer import build_optimizer
 
 SECONDS = 60.0  # for everything; what follows are shares of it
@@ -132,7 +133,7 @@ class _Measurement:
         )
         self.screen.say("the loader alone, the model alone, the parts of a step")
         loaded = self._loader_alone(loader)
-        step = _Step(self.trial, self.device)
+        step = _Step(self.trial, self.device, compiled=self.trial.train.compile)
         parts = self._parts(step, loader, 0 if long else PARTS)
         whole = statistics.median(sum(sample.values()) for sample in parts)
         images, masks = next(loader.epoch(1)).on(self.device)
@@ -146,9 +147,10 @@ class _Measurement:
         limits = None
         if self.device.type == "cuda":
             self.screen.say("what the GPU could do at most")
-            step.net = step.model  # operations are counted one by one
+            # Operations are counted one by one.
+            eager = _Step(self.trial, self.device, compiled=False)
             dtype = step.precision or torch.float32
-            limits = bounds(lambda: step.train(images, masks), self.batch, self.device, dtype)
+            limits = bounds(lambda: eager.train(images, masks), self.batch, self.device, dtype)
         return Bench(
             facts=known,
             parameters=sum(p.numel() for p in step.model.parameters()),
@@ -218,14 +220,14 @@ class _Measurement:
         val = self.dataset.splits.val
         whole = val[: max(EVAL_BATCH, len(val) // EVAL_BATCH * EVAL_BATCH)]
         clock, found = _Clock(self.device), []
+        native = self.trial.metric.evaluate_at == "native"
         batches = itertools.chain.from_iterable(
-            eval_batches(self.dataset, whole, batch_size=EVAL_BATCH) for _ in itertools.count()
+            eval_batches(self.dataset, whole, batch_size=EVAL_BATCH, native=native)
+            for _ in itertools.count()
         )
         for _ in self._turns(share):
             clock.start()
-            images, masks = next(batches)[1].on(self.device)
-            clock.lap("data")
-            step.score(images, masks, clock.lap)
+            step.score(next(batches)[1], clock.lap)
             found.append(clock.parts)
         return _warm(found)
 
@@ -272,14 +274,12 @@ class _Until:
 class _Step:
     """The loop's step and its evaluation of a batch, told apart into parts."""
 
-    def __init__(self, trial: TrialConfig, device: torch.device) -> None:
-        self.settings, self.device = trial.train, device
+    def __init__(self, trial: TrialConfig, device: torch.device, *, compiled: bool) -> None:
+        self.trial, self.settings, self.device = trial, trial.train, device
         self.precision = autocast_type(trial.train.precision, device)
         self.model = build_trial_model(trial).to(device)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.net: Callable[[Tensor], Tensor] = self.model
-        if trial.train.compile:
-            self.net = torch.compile(self.model)
+        if compiled:
+            self.model.compile()
         self.optimizer = build_optimizer(self.model, trial.train.optimizer)
         classes = len(trial.data.class_names)
         weighted = trial.train.loss.class_weights is not None
@@ -288,25 +288,18 @@ class _Step:
 
     def train(self, images: Tensor, masks: Tensor, lap: Lap = lambda part: None) -> None:
         """A step, in as many passes as train.accumulate says."""
-        passes = self.settings.accumulate
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        weight = pixel_weight(masks, self.class_weights)
-        lap("loss")
-        for x, truth in zip(images.chunk(passes), masks.chunk(passes), strict=True):
-            with autocast(self.device, self.precision):
-                logits = self.net(x)
-            lap("forward")
-            loss = segmentation_loss(
-                logits.float(),
-                truth,
-                class_weights=self.class_weights,
-                dice=self.settings.loss.dice / passes,
-                weight=weight,
-            )
-            lap("loss")
-            loss.backward()  # type: ignore[no-untyped-call]
-            lap("backward")
+        backward(
+            _Told(self.model, lap),
+            images,
+            masks,
+            passes=self.settings.accumulate,
+            class_weights=self.class_weights,
+            dice=self.settings.loss.dice,
+            dtype=self.precision,
+        )
+        lap("backward")
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         lap("metrics")
@@ -316,17 +309,41 @@ class _Step:
         lap("optimizer")
 
     @torch.inference_mode()
-    def score(self, images: Tensor, masks: Tensor, lap: Lap) -> None:
-        """The loss and the confusion matrices of a batch of val."""
+    def score(self, batch: Batch, lap: Lap) -> None:
+        """The loss and the confusion matrices of a batch of val, as `evaluate` makes them."""
         self.model.eval()
-        images = images.contiguous(memory_format=torch.channels_last)
+        assert isinstance(self.model, Segmenter)
+        images, masks = batch.on(self.device)
+        lap("data")
         with autocast(self.device, self.precision):
-            logits = self.model(images).float()
+            images = images.contiguous(memory_format=torch.channels_last)
+            coarse = self.model.coarse(images).float().contiguous()
         lap("forward")
+        logits = upsample(coarse, masks.shape[-2:])
         F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
         lap("loss")
-        count_pixels(logits, masks).cpu()
+        for one, mask in zip(coarse, batch.native_masks, strict=False):
+            count_upsampled(one, mask.to(self.device))
+        if not batch.native_masks:
+            count_pixels(logits, masks)
         lap("metrics")
+
+
+class _Told(nn.Module):
+    """The model, saying where forward ends and where the gradients arrive at its logits."""
+
+    def __init__(self, model: nn.Module, lap: Lap) -> None:
+        super().__init__()
+        self.model, self.lap = model, lap
+        self.before = "loss"  # before the first pass: what the batch's pixels weigh
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.lap(self.before)
+        self.before = "backward"  # of the pass before
+        logits: Tensor = self.model(images)
+        self.lap("forward")
+        logits.register_hook(lambda gradient: self.lap("loss"))  # type: ignore[no-untyped-call]
+        return logits
 
 
 class _Clock:

@@ -415,7 +415,8 @@ class Metric(Frozen):
     val/miou_without_void."""
     goal: Literal["maximize", "minimize"] = "maximize"
     evaluate_at: Literal["train", "native"] = "train"
-    """Where pixels are counted: at data.size, or at each mask's own size. Losses are of data.size."""
+    """Where pixels are counted: at data.size, or at each mask's own size, which reads it from its
+    file. Losses are of data.size."""
     cost_per_epoch: Annotated[Number, Field(ge=0)] = 0.0
     """What an epoch costs in the metric's unit, so that a long patience has a price."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.data import cityscapes, folders
 from segray.data.cache import cache_folder, cache_root, open_cache
+from segray.data.pairs import PairReader
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
 from segray.data.scenes import write_scenes
 
@@ -32,6 +33,7 @@ class Dataset:
     classes: tuple[str, ...]
     images: NDArray[np.uint8]  # (N, H, W, 3)
     masks: NDArray[np.uint8]  # (N, H, W)
+    native_mask: Callable[[int], NDArray[np.uint8]]  # position -> (h, w), read from its file
 
     def pair(self, position: int) -> tuple[Tensor, Tensor]:
         """Image (H, W, 3) and mask (H, W), uint8, without a copy."""
@@ -60,6 +62,7 @@ def open_dataset(data: Data, progress: Progress | None = None) -> Dataset:
     samples, splits = read_splits(data, progress)
     caching = partial(progress, "images cached") if progress else None
     images, masks = open_cache(samples, data, caching)
+    reader = PairReader(data)
     _opened[key] = Dataset(
         ids=tuple(sample.id for sample in samples),
         cities=tuple(sample.city for sample in samples),
@@ -67,6 +70,7 @@ def open_dataset(data: Data, progress: Progress | None = None) -> Dataset:
         classes=data.class_names,
         images=images,
         masks=masks,
+        native_mask=lambda position: reader.read_mask(samples[position]),
     )
     return _opened[key]
 

@@ -26,6 +26,7 @@ class Batch:
     masks: Tensor  # (N, H, W) uint8: class index, or 255 where nothing counts
     colour: Tensor | None = None  # (N, 4), see colour_and_normalise
     sigma: Tensor | None = None  # (N,)
+    native_masks: tuple[Tensor, ...] = ()  # N of (h, w) uint8, of the files' own sizes
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Normalised float images (N, 3, H, W) and uint8 masks (N, H, W) on `device`."""
@@ -92,17 +93,23 @@ def eval_batches(
     positions: Sequence[int],
     *,
     batch_size: int,
+    native: bool = False,
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Whole images in order, every world_size-th one: no image is padded, doubled or left out."""
+    """Whole images in order, every world_size-th one: no image is padded, doubled or left out.
+
+    `native` adds the masks as they are in their files, not resized.
+    """
     mine = list(positions[rank::world_size])
     groups = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
     def load(group: list[int]) -> Batch:
         pairs = [dataset.pair(position) for position in group]
         images = torch.stack([image for image, _ in pairs]).permute(0, 3, 1, 2)  # (N, 3, H, W)
-        return Batch(images, torch.stack([mask for _, mask in pairs]))
+        masks = torch.stack([mask for _, mask in pairs])
+        own = [torch.from_numpy(dataset.native_mask(position)) for position in group * native]
+        return Batch(images, masks, native_masks=tuple(own))
 
     return zip(groups, _ahead(groups, load), strict=True)
 

@@ -50,11 +50,7 @@ class PairReader:
         mask, _ = _open(sample.mask, lossless=True)
         if mask.size != image.size:
             raise BadPair(_other_size(sample, mask.size, image.size, stored))
-        labels = self._labels(sample.mask, mask)
-        inside = labels.clip(0, len(self._table) - 1)  # a mask may have 32 bits
-        classes = self._table[inside]
-        classes[inside != labels] = UNKNOWN
-        strange = labels[classes == UNKNOWN]
+        classes, strange = self._classes(sample.mask, mask)
         target = (self._data.size[1], self._data.size[0])
         return Pair(
             image=np.asarray(_rgb(sample.image, image).resize(target, Image.Resampling.BILINEAR)),
@@ -62,6 +58,12 @@ class PairReader:
             size=(image.size[1], image.size[0]),
             unknown=Counter(strange.tolist()),
         )
+
+    def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
+        """(h, w) class indices, or IGNORE, of a mask in its own size; see `read` for the errors."""
+        mask, _ = _open(sample.mask, lossless=True)
+        classes, _ = self._classes(sample.mask, mask)
+        return classes
 
     def unknown(self, labels: Sequence[int], pixels: int, first: Path, masks: int = 1) -> Finding:
         """What to say of labels in no class, found in `pixels` pixels of so many masks."""
@@ -78,6 +80,16 @@ class PairReader:
 
     def _name(self, label: int) -> str:
         return str([*label.to_bytes(3, "big")] if self._by_colour else label)
+
+    def _classes(
+        self, path: Path, mask: Image.Image
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+        """(h, w) class indices, and the labels of the pixels that are of no class."""
+        labels = self._labels(path, mask)
+        inside = labels.clip(0, len(self._table) - 1)  # a mask may have 32 bits
+        classes = self._table[inside]
+        classes[inside != labels] = UNKNOWN
+        return classes, labels[classes == UNKNOWN]
 
     def _labels(self, path: Path, mask: Image.Image) -> NDArray[np.int32]:
         """(h, w) ids or 65536 r + 256 g + b, of the mask's own size."""

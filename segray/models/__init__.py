@@ -20,7 +20,15 @@ from torch import nn
 
 from segray.models.contract import MIN_SIDE, ModelError, Segmenter, check_num_classes
 
-__all__ = ["MIN_SIDE", "MODELS", "ModelError", "build_model", "load_model", "save_model"]
+__all__ = [
+    "MIN_SIDE",
+    "MODELS",
+    "ModelError",
+    "Segmenter",
+    "build_model",
+    "load_model",
+    "save_model",
+]
 
 MODELS = ("unet", "segformer")
 RECORD = "segray.json"

@@ -35,7 +35,7 @@ class Segmenter(Protocol):
     options: dict[str, Any]
 
     def coarse(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) -> (N, K, h, w): the logits that `forward` upsamples, bilinearly, to H, W."""
+        """(N, 3, H, W) -> (N, K, h, w): what `forward` upsamples, bilinearly, to H, W."""
 
     def save_weights(self, folder: Path, class_names: Sequence[str] | None) -> None:
         """Writes the weights to `folder`, as model.safetensors and what its format asks beside."""

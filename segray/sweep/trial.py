@@ -239,7 +239,8 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metr
     model, state = _best_model(spec, device)
     positions = dataset.splits.test
     dtype = autocast_type(spec.config.train.precision, device)
-    confusion, loss = evaluate(model, dataset, positions, device=device, dtype=dtype)
+    native = spec.config.metric.evaluate_at == "native"
+    confusion, loss = evaluate(model, dataset, positions, device=device, dtype=dtype, native=native)
     metrics = {"test/loss": loss}
     metrics |= {f"test/{k}": v for k, v in scores(confusion.sum(0), dataset.classes).items()}
     if distributed.rank() == 0:

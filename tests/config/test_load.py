@@ -404,6 +404,14 @@ def test_a_start_point_outside_the_space_is_refused(file: Path, point: str, expe
             "final.workers: the batch of 6 images cannot be shared by 4 workers evenly (got 4)",
         ),
         (
+            "train: {accumulate: 3}",
+            "train.accumulate: a worker's share of 8 images cannot be taken in 3 even passes",
+        ),
+        (
+            "{train: {accumulate: 8}, final: {workers: 2}}",
+            "train.accumulate: a worker's share of 4 images cannot be taken in 8 even passes",
+        ),
+        (
             "{train: {epochs: 4}, early_terminate: {type: asha, min_iter: 4}}",
             "early_terminate.min_iter: the first rung must come before the last epoch (4)",
         ),

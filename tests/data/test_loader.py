@@ -25,7 +25,7 @@ def numbered(count: int, size: tuple[int, int] = (8, 12)) -> Dataset:
     masks = np.broadcast_to(values[:, None, None], (count, *size)).copy()
     names = tuple(str(value) for value in values)
     splits = Splits(tuple(range(count)), (), ())
-    return Dataset(names, names, splits, ("a",), images, masks)
+    return Dataset(names, names, splits, ("a",), images, masks, masks.__getitem__)
 
 
 def loader(dataset: Dataset, **options) -> TrainLoader:

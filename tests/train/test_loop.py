@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -442,7 +443,13 @@ def test_an_images_matrix_does_not_depend_on_the_images_beside_it(tiny, trained,
     net, data = trained(getattr(tiny, model))
     positions = data.splits.val
     logits: list[torch.Tensor] = []
-    net.register_forward_hook(lambda module, images, output: logits.append(output))
+    coarse = net.coarse
+
+    def listening(images: torch.Tensor) -> torch.Tensor:
+        logits.append(coarse(images))
+        return logits[-1]
+
+    net.coarse = listening
 
     def scored(chosen: Sequence[int]) -> tuple[np.ndarray, torch.Tensor]:
         logits.clear()
@@ -468,6 +475,53 @@ def test_evaluation_counts_every_pixel_and_means_over_those_that_count(tiny, tra
     with torch.inference_mode():
         expected = torch.nn.functional.cross_entropy(net(images), masks.long(), ignore_index=255)
     assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["UNET", "SEGFORMER"])
+def test_native_evaluation_counts_at_the_masks_own_size(tiny, trained, model) -> None:
+    """Here twice the images' size; the loss stays what it was."""
+    net, data = trained(getattr(tiny, model))
+    at_images, loss = evaluate(net, data, data.splits.val, device=tiny.CPU)
+    native, same_loss = evaluate(net, data, data.splits.val, device=tiny.CPU, native=True)
+    assert same_loss == loss
+    assert native.sum() == 4 * at_images.sum()
+    ((_, batch),) = loop.eval_batches(data, data.splits.val, batch_size=8, native=True)
+    with torch.inference_mode():
+        coarse = net.coarse(batch.on(tiny.CPU)[0])
+        size = [2 * side for side in tiny.SIZE]
+        full = torch.nn.functional.interpolate(coarse, size, mode="bilinear")
+    for matrix, logits, mask in zip(native, full, batch.native_masks, strict=True):
+        pred, truth = logits.argmax(0), mask.long()
+        expected = torch.bincount((truth * 7 + pred)[truth != 255], minlength=49).view(7, 7)
+        np.testing.assert_array_equal(matrix, expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.accumulate": 2},
+        {"train.optimizer.clip_norm": 0.01},
+        {"train.optimizer.clip_norm": None},
+        {"metric.evaluate_at": "native"},
+    ],
+)
+def test_a_training_learns_with_these_settings_too(tiny, tmp_path: Path, changes) -> None:
+    tiny.fit(tmp_path, changes)
+    lines = tiny.records(tmp_path)
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    pixels = 4 if "metric.evaluate_at" in changes else 1
+    data = tiny.dataset()
+    counted = (data.masks[list(data.splits.val)] != 255).sum()
+    assert np.sum(lines[-1]["confusion"]) == pixels * counted
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_gives_what_an_eager_one_does(tiny, tmp_path: Path) -> None:
+    """Rounding aside; the first epoch, before differences grow."""
+    for name, compiled in (("eager", False), ("compiled", True)):
+        tiny.fit(tmp_path / name, {"train.compile": compiled, "train.epochs": 1})
+    (eager,), (compiled,) = (tiny.records(tmp_path / name) for name in ("eager", "compiled"))
+    assert compiled["train/loss"] == pytest.approx(eager["train/loss"], rel=1e-3)
 
 
 def test_predicted_masks_are_those_that_were_counted(tiny, trained) -> None:

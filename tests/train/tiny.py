@@ -40,7 +40,8 @@ def dataset(train: int = 6, val: int = 3, test: int = 3, ignore: str = "void") -
         tuple(range(train, train + val)),
         tuple(range(train + val, count)),
     )
-    return Dataset(names, names, splits, classes, images, masks)
+    native = masks.repeat(2, axis=1).repeat(2, axis=2)
+    return Dataset(names, names, splits, classes, images, masks, native.__getitem__)
 
 
 def config(changes: dict[str, Any] | None = None) -> TrialConfig:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from segray.data import IGNORE
 from segray.models import build_model
 from segray.train import evaluate
-from segray.train.loop import _on_workers, build_trial_model
-from segray.train.loss import segmentation_loss
+from segray.train.loop import _on_workers, backward, build_trial_model
 
 VAL = 7  # two does not divide it
 LOSSES: dict[str, dict[str, Any]] = {
@@ -40,7 +39,7 @@ def score(settings: dict[str, Any]) -> tuple[Tensor, float]:
     return torch.from_numpy(counts), loss
 
 
-def gradients(kind: str, loss: str, void: bool, rank: int, world_size: int):
+def gradients(kind: str, loss: str, void: bool, rank: int, world_size: int, passes: int = 1):
     """The loss of one step of four images and its gradients, for this worker's share."""
     torch.manual_seed(1)
     images = torch.randn(4, 3, 32, 32)
@@ -58,8 +57,7 @@ def gradients(kind: str, loss: str, void: bool, rank: int, world_size: int):
         model = build_model("segformer", num_classes=7, variant="b0", width=0.125).eval()
     net = _on_workers(model, tiny.CPU)
     share = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
-    value = segmentation_loss(net(images[share]), masks[share], **LOSSES[loss])
-    value.backward()
+    value = backward(net, images[share], masks[share], passes=passes, **LOSSES[loss])
     return value.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -91,10 +89,11 @@ def main(rank: int, folder: Path) -> None:
     done = {
         "scores": {name: score(getattr(tiny, name)) for name in ("UNET", "SEGFORMER")},
         "gradients": {
-            (kind, loss, void): gradients(kind, loss, void, rank, 2)
+            (kind, loss, void, passes): gradients(kind, loss, void, rank, 2, passes)
             for kind in MODELS
             for loss in LOSSES
             for void in (False, True)
+            for passes in (1, 2)
         },
         "fits": fits(folder, rank),
     }
