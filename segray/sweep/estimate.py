@@ -5,10 +5,13 @@ Times are in seconds, sizes in bytes.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import math
 import platform
+import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +29,8 @@ from segray.sweep.search import KEEP_CHECKPOINTS
 from segray.train import autocast_type
 
 FORMAT = 1
+_DRAWN = 200  # at most so many trials stand for all that there are in `epochs_of` ...
+_DRAWS = 20_000  # ... over and over, until so many were drawn
 _SPEED = {"batch_size", "crop", "accumulate", "compile", "precision", "loss", "augment"}  # of train
 
 
@@ -84,7 +89,7 @@ class Estimate:
     """What a sweep will take."""
 
     epoch_s: float  # of a trial of the search
-    search_s: float  # expected: each rung of ASHA lets 1 / eta of its trials pass
+    search_s: float  # expected, see `epochs_of`
     search_most_s: float  # every trial runs to its last epoch
     final_s: float
     cache_bytes: int
@@ -201,13 +206,30 @@ def estimate(
 
 
 def epochs_of(trials: int, epochs: int, rule: Asha | None) -> float:
-    """Epochs of all trials together if each rung of ASHA lets 1 / eta of its trials pass."""
-    total, at, going = 0.0, 0, float(trials)
-    rung = rule.min_iter if rule else epochs
-    while rule is not None and rung < epochs:
-        total += going * (rung - at)
-        at, rung, going = rung, rung * rule.eta, max(1.0, going / rule.eta)
-    return total + going * (epochs - at)
+    """Epochs that are to be expected of all trials together, of up to `epochs` each.
+
+    At a rung of ASHA a trial goes on if it is among the best 1 / eta of those that came there so
+    far, or the best of fewer than eta: of few trials, more than 1 / eta go on. Here they come one
+    after the other, as good as chance has it, and a better one is better at every rung.
+    """
+    if rule is None:
+        return float(trials * epochs)
+    rungs = list(itertools.takewhile(lambda epoch: epoch < epochs, _rungs(rule)))
+    drawn = min(trials, _DRAWN)
+    rounds = _DRAWS // drawn
+    chance = random.Random(0)
+    total = 0
+    for _ in range(rounds):
+        seen: list[list[float]] = [[] for _ in rungs]  # ascending
+        for _ in range(drawn):
+            value, ended = chance.random(), epochs
+            for rung, values in zip(rungs, seen, strict=True):
+                bisect.insort(values, value)
+                if value < values[-max(1, len(values) // rule.eta)]:
+                    ended = rung
+                    break
+            total += ended
+    return total / rounds * trials / drawn
 
 
 def cache_bytes(config: SweepConfig, images: int) -> int:
@@ -246,10 +268,18 @@ def duration(seconds: float) -> str:
     )
 
 
+def _rungs(rule: Asha) -> Iterator[int]:
+    """Epochs after which ASHA looks."""
+    return (rule.min_iter * rule.eta**power for power in itertools.count())
+
+
 def _assumptions(config: SweepConfig, search: Plan, final: Plan | None) -> Iterator[str]:
     if config.early_terminate is not None:
         eta = config.early_terminate.eta
-        yield f"each rung of ASHA lets 1/{eta} of its trials pass; at most: all of them"
+        yield (
+            f"at each rung of ASHA the best 1/{eta} of the trials so far go on, and they come in "
+            "random order; at most: all go on"
+        )
     if config.train.early_stop is not None:
         yield "no trial is stopped by its patience"
     if search.concurrent > 1:

@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
+import random
 
+import optuna
 import pytest
 
 from segray.config import load_sweep
 from segray.config.schema import Asha
 from segray.sweep import estimate as subject
+from segray.sweep.board import Board
 from segray.sweep.cluster import Plan
 from segray.sweep.estimate import Bench, Bounds, duration, epochs_of, estimate
 
 IMAGES = (41, 10, 20)  # with batches of 4: 40 are trained on
+ASHA = Asha(type="asha", min_iter=1, eta=3)
 LR = {"train.optimizer.lr": {"min": 0.1, "max": 0.2}}
 
 
@@ -43,14 +47,28 @@ def bench(**changes):
     ("trials", "epochs", "rule", "expected"),
     [
         (10, 9, None, 90),
-        (9, 9, Asha(type="asha", min_iter=1, eta=3), 9 * 1 + 3 * 2 + 1 * 6),
         (9, 9, Asha(type="asha", min_iter=9, eta=3), 81),  # no rung before the end
-        (27, 10, Asha(type="asha", min_iter=2, eta=3), 27 * 2 + 9 * 4 + 3 * 4),
-        (2, 8, Asha(type="asha", min_iter=1, eta=4), 2 * 1 + 1 * 3 + 1 * 4),  # one goes on
+        (1, 9, Asha(type="asha", min_iter=1, eta=3), 9),
+        (2, 8, Asha(type="asha", min_iter=2, eta=4), 2 * 2 + 1.5 * 6),  # the second may be worse
+        (3, 4, Asha(type="asha", min_iter=2, eta=2), 3 * 2 + 11 / 6 * 2),  # 1 + 1/2 + 1/3 go on
+        (10**9, 8, Asha(type="asha", min_iter=4, eta=4), 10**9 * (4 + 1)),
     ],
 )
 def test_epochs_of_all_trials_under_asha(trials, epochs, rule, expected):
-    assert epochs_of(trials, epochs, rule) == expected
+    assert epochs_of(trials, epochs, rule) == pytest.approx(expected, rel=0.02)
+
+
+def test_epochs_expected_under_asha_are_those_of_its_pruner():
+    """Optuna's own rule on trials of random quality, many times over."""
+    chance = random.Random(0)
+    seen = []
+    for _ in range(300):
+        board = Board(optuna.pruners.SuccessiveHalvingPruner(1, 3), "maximize", None, {})
+        for trial in range(10):
+            quality = chance.random()
+            ends = (epoch for epoch in range(1, 9) if board.report(str(trial), epoch, quality))
+            seen.append(next(ends, 9))
+    assert sum(seen) / 300 == pytest.approx(epochs_of(10, 9, ASHA), rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +79,9 @@ def test_epochs_of_all_trials_under_asha(trials, epochs, rule, expected):
         ({"run_cap": 2}, Plan(1, 1, 0, 4), 9 * 8, 9 * 8),  # a trial is not shared
         ({"run_cap": 1}, Plan(2, 1, 0, 1), 9 * 4.25, 9 * 4.25),  # 5/2 + 2.5/2 + 0.5
         (
-            {"run_cap": 9, "early_terminate": {"type": "asha", "min_iter": 1, "eta": 3}},
+            {"run_cap": 9, "early_terminate": ASHA.model_dump()},
             Plan(1, 1, 0, 1),
-            21 * 8,
+            epochs_of(9, 9, ASHA) * 8,
             81 * 8,
         ),
         ({"run_cap": 10, "budget": {"hours": 0.1}}, Plan(1, 1, 0, 1), 368, 368),
