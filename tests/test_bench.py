@@ -1,10 +1,12 @@
 """`segray bench`: the real loop and model, small and for a second or two."""
 
+import dataclasses
 import functools
 import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,13 +176,42 @@ def test_a_batch_that_train_cannot_fill_is_refused(file, segray):
     assert "train.batch_size: a batch of 100 needs that many images" in err
 
 
-def test_too_little_memory_is_told_with_what_to_lower(file, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 2 GiB\nmore"),
+    ],
+    ids=["GPU", "CPU"],
+)
+def test_too_little_memory_is_told_with_what_to_lower(file, monkeypatch, error):
     def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        raise error
 
     monkeypatch.setattr(measure._Step, "train", fail)
-    with pytest.raises(WorkError, match=r"a step of 4 images: CUDA .* 2 GiB\. Lower"):
+    with pytest.raises(WorkError, match=r"a step of 4 images: .* 2 GiB\. Lower train\.batch_size"):
         measured(file)
+
+
+def test_a_gpu_has_its_bounds_beside_what_was_reached(file):
+    config = load_sweep(file)
+    bench = measured(file, seconds=1e-6)
+    machine = bench.facts["machine"] | {"gpu": "NVIDIA H100 80GB HBM3"}
+    bench = dataclasses.replace(
+        bench,
+        facts=bench.facts | {"machine": machine, "gpus_per_worker": 1.0},
+        train_images_per_s=150.0,
+        bounds=estimate.Bounds(2.6e12, 1.2e10, 6.5e14, 2.5e12),
+    )
+    found = estimate.estimate(config, bench, (15, 5, 3), Plan(1, 1, 1.0, 1), None)
+    lines = list(report._lines(config, bench, found, Path("bench.json")))
+    told = {line.split("  ")[1]: line.split()[3:] for line in lines if "bound by" in line}
+    assert told == {
+        "bound by compute": ["250", "60%", "reached"],
+        "bound by bandwidth": ["208", "72%", "reached"],
+    }
+    assert "H100" in lines[0]
+    assert max(map(len, lines)) <= 80
 
 
 def test_flops_and_bytes_of_a_step_are_counted():

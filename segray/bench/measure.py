@@ -74,11 +74,17 @@ def measure(
     changes = {"batch_size": share, "early_stop": None}
     alone = trial.model_copy(update={"workers": 1, "train": trial.train.model_copy(update=changes)})
     cache_root().mkdir(parents=True, exist_ok=True)
-    with _held_to(known["cores"]), tempfile.TemporaryDirectory(dir=cache_root()) as scratch:
+    with (
+        _held_to(known["cores"]),
+        tempfile.TemporaryDirectory(dir=cache_root(), prefix="bench-") as scratch,
+    ):
         try:
             return _Measurement(alone, dataset, Path(scratch), screen, seconds).run(known)
-        except RuntimeError as error:  # torch has a class of its own for a GPU's memory alone
-            if "memory" not in str(error):
+        except RuntimeError as error:
+            # torch has a class of its own for a GPU's memory alone
+            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(
+                error
+            ):
                 raise
             said = str(error).splitlines()[0]
             raise WorkError(
@@ -260,15 +266,16 @@ class _Measurement:
 
 
 class _Until:
-    """A Reporter that ends a training at a time, after its epoch."""
+    """A Reporter that ends a training where another epoch would not fit before a time."""
 
     def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
+        self.deadline, self._since = deadline, time.perf_counter()
         self.epochs: list[Metrics] = []
 
     def report(self, metrics: Metrics) -> Stop | None:
         self.epochs.append(metrics)
-        return "budget" if time.perf_counter() >= self.deadline else None
+        before, self._since = self._since, time.perf_counter()
+        return "budget" if self._since + (self._since - before) > self.deadline else None
 
 
 class _Step:
