@@ -37,7 +37,7 @@ def main() -> None:
         def step(model, images=images, masks=masks):
             loss = F.cross_entropy(model(images).float(), masks)
             loss.backward()
-            return float(loss)
+            return loss.item()
 
         def evaluation(model, images=images):
             with torch.inference_mode():
