@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import statistics
 import tempfile
@@ -65,8 +66,9 @@ def measure(
 ) -> Bench:
     """Measure one worker of a trial as `stage` places it, on the cores that it would have.
 
-    Takes about `seconds`, or as long as two steps and two batches of evaluation take. Raises
-    WorkError where the training diverges in its first epoch or memory does not suffice.
+    Takes about `seconds`, or as long as two steps and two batches of evaluation take, and what
+    torch.compile takes beside. Raises WorkError where the training diverges in its first epoch or
+    memory does not suffice.
     """
     known = facts(config, stage)
     trial = own_trial(config, stage)
@@ -81,12 +83,10 @@ def measure(
         try:
             return _Measurement(alone, dataset, Path(scratch), screen, seconds).run(known)
         except RuntimeError as error:
+            said = str(error).partition("\n")[0]
             # torch has a class of its own for a GPU's memory alone
-            if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(
-                error
-            ):
+            if not isinstance(error, torch.OutOfMemoryError) and "CPUAllocator" not in said:
                 raise
-            said = str(error).splitlines()[0]
             raise WorkError(
                 f"there is too little memory for a step of {share} images: {said}. Lower "
                 "train.batch_size, train.crop or the model's width, or raise train.accumulate"
@@ -105,6 +105,8 @@ class _Loop:
 
 
 class _Measurement:
+    """One worker's trial on its device; `seconds` for all of it."""
+
     def __init__(
         self, trial: TrialConfig, dataset: Dataset, scratch: Path, screen: Screen, seconds: float
     ) -> None:
@@ -115,7 +117,9 @@ class _Measurement:
 
     def run(self, known: dict[str, object]) -> Bench:
         self.screen.say("training a step, to see how many fit into the time")
-        loop = self._train("first", 1, EVAL_BATCH, 2, FIRST)
+        # Of a compiled model the first step says nothing; later models find it compiled.
+        share = math.inf if self.trial.train.compile else FIRST
+        loop = self._train("first", 1, EVAL_BATCH, 2, share)
         step_s = self.batch / loop.images_per_s
         long = step_s > LONG * self.seconds
         if long:
