@@ -1,4 +1,7 @@
-"""The `segray` command tree."""
+"""The `segray` command tree.
+
+A command imports what it needs, the config and its errors included: `--help` waits for none of it.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +17,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.text import Text
 
 from segray import __version__
-from segray.config import (
-    Interrupted,
-    RequestError,
-    SegrayError,
-    SweepConfig,
-    json_schema,
-    load_sweep,
-    read_sweep,
-)
-from segray.config.errors import ConfigError, MissingInput
-from segray.config.load import read_unchecked
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -115,6 +106,7 @@ def sweep(
 
         segray sweep sweeps/unet.yaml --resume
     """
+    from segray.config import read_sweep
     from segray.sweep.dry_run import show_plan
     from segray.sweep.runner import run_sweeps
 
@@ -143,6 +135,7 @@ def train(context: typer.Context, arguments: Arguments, resume: Resume = False) 
 
         segray train sweeps/unet.yaml data.root=/data/cityscapes train.optimizer.lr=1e-3
     """
+    from segray.config import load_sweep
     from segray.sweep.runner import run_training
 
     file, overrides = _split_one(arguments)
@@ -218,6 +211,8 @@ def schema() -> None:
 
     and as the first line of a sweep file beside it: # yaml-language-server: $schema=schema.json
     """
+    from segray.config import json_schema
+
     typer.echo(json.dumps(json_schema(), indent=2))
 
 
@@ -254,6 +249,7 @@ def check(arguments: Arguments) -> None:
 
         segray data check sweeps/unet.yaml data.size=[256,512]
     """
+    from segray.config import load_sweep
     from segray.data.check import check_dataset
 
     config = load_sweep(*_split_one(arguments))
@@ -278,6 +274,7 @@ def scenes(
 
         segray data scenes /tmp/streets --train 100 --val 20 --size 128,256
     """
+    from segray.config import RequestError
     from segray.data.scenes import write_scenes
 
     sides = size.split(",")
@@ -302,9 +299,55 @@ def scenes(
     typer.echo(f"{train + val} scenes are in {folder}; to use them: {shlex.quote(section)}")
 
 
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+data_app.add_typer(
+    cache_app, name="cache", help="Decoded images and generated scenes that are kept for later."
+)
+
+
+@cache_app.command("ls")
+def cache_ls() -> None:
+    """List what is cached: name, size, when a sweep last opened it, what it holds.
+
+    Example:
+
+        segray data cache ls
+    """
+    from segray.data.housekeeping import show_stored
+
+    show_stored()
+
+
+@cache_app.command("clear")
+def cache_clear(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="As `ls` lists them; all, if none is given."),
+    ] = None,
+    unused_days: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Only what no sweep opened for N days."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Say what the cache could free, and free it. A sweep that needs it again builds it again.
+
+    Examples:
+
+        segray data cache clear --unused-days 30
+
+        segray data cache clear images-0123456789abcdef0123
+    """
+    from segray.data.housekeeping import clear_stored
+
+    clear_stored(names or [], unused_days, lambda question: yes or _confirm(question))
+
+
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar where people look on; yields what to call with (title, done, total)."""
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
@@ -320,15 +363,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(args=given, prog_name="segray", obj=["segray", *given])
-    except SegrayError as error:
-        _complain(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _complain("interrupted")
-        sys.exit(Interrupted.exit_code)
     except OSError as error:  # a full disk, a folder without permission
         _complain(f"{error.strerror or error}: {error.filename or 'no file named'}")
         sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        from segray.config import Interrupted, SegrayError
+
+        if isinstance(error, KeyboardInterrupt):
+            error = Interrupted("interrupted")
+        if not isinstance(error, SegrayError):
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_code)
 
 
 class _Advice:
@@ -340,6 +386,9 @@ class _Advice:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from segray.config import ConfigError, RequestError
+        from segray.config.errors import MissingInput
+
         missing = isinstance(error, MissingInput) or (
             isinstance(error, ConfigError) and any(p.path == "data.root" for p in error.problems)
         )
@@ -352,6 +401,9 @@ def _without_downloads(file: str) -> str:
 
     Of the file's other keys none is kept that could ask for its images, classes, weights or GPUs.
     """
+    from segray.config import SegrayError
+    from segray.config.load import read_unchecked
+
     try:
         name = read_unchecked(file)["model"]["name"]
     except (SegrayError, KeyError, TypeError):
@@ -369,6 +421,8 @@ def _without_downloads(file: str) -> str:
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Sweep files and key=value overrides."""
+    from segray.config import RequestError, SweepConfig
+
     # os.path, as Path.is_file raises for an override that is too long for a file's name
     files = [a for a in arguments if "=" not in a or os.path.isfile(a)]  # noqa: PTH113
     if not files:
@@ -380,6 +434,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _split_one(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    from segray.config import RequestError
+
     files, overrides = _split(arguments)
     if len(files) > 1:
         raise RequestError(f"expected one sweep file, got {len(files)}: {shlex.join(files)}")

@@ -52,10 +52,16 @@ def test_segray_imports_and_builds_without_torchvision():
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
 
 
-def test_importing_segray_and_its_help_loads_neither_torch_nor_ray():
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["sweep", "--help"], ["data", "--help"]])
+def test_importing_segray_and_its_help_load_nothing_large(arguments):
     code = (
-        "import sys, segray, segray.cli\n"
-        "print([m for m in ('torch', 'ray', 'wandb', 'optuna') if m in sys.modules])"
+        "import contextlib, io, sys, segray\n"
+        f"if {arguments}:\n"
+        "    import segray.cli\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"        segray.cli.main({arguments})\n"
+        "large = ('torch', 'ray', 'optuna', 'wandb', 'transformers', 'numpy', 'segray.config')\n"
+        "print([module for module in large if module in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

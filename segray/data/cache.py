@@ -2,18 +2,26 @@
 
 The name of a cache is a digest of all that its bytes depend on, so a cache is never updated: other
 files, another size or label map make another one. It is built under a file lock into a temporary
-folder and renamed, so a folder with the final name is whole.
+folder and renamed, so a folder with the final name was whole once; one that no longer is, after a
+copy that broke off or a disk that failed, is noticed when it is opened and built again.
+
+Nodes that share the folder over NFS build once too, as far as its locks reach: Linux passes flock
+to an NFS server (not with `nolock`), and rename is atomic there. A node that looks too early, for
+NFS remembers for a while that a name is not there, builds for nothing and keeps what is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -26,7 +34,11 @@ from segray.data.labels import label_table
 from segray.data.pairs import PairReader
 from segray.data.samples import BadPair, Sample
 
-FORMAT = 2
+FORMAT = 3
+META = "meta.json"  # what a cache holds; its time of change is when the cache was last opened
+
+Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+_log = logging.getLogger(__name__)
 
 
 def cache_root() -> Path:
@@ -41,22 +53,60 @@ def cores() -> int:
 
 def open_cache(
     samples: Sequence[Sample], data: Data, progress: Callable[[int, int], None] | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+) -> Arrays:
     """Images (N, H, W, 3) and masks of class indices (N, H, W), mapped; built if need be.
 
     `progress` is called with (done, total) images. Raises BadPair for a pair that cannot be used
     (see `PairReader.read`), RequestError for a disk without room.
     """
     folder = cache_folder(samples, data)
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():  # another process may have built it meanwhile
-                _build(folder, samples, data, progress)
-    # "c" lets torch wrap the arrays without a warning; nobody writes to them.
-    images = np.load(folder / "images.npy", mmap_mode="c")
-    masks = np.load(folder / "masks.npy", mmap_mode="c")
-    return images, masks
+    shape = (len(samples), *data.size)
+    with contextlib.suppress(_Unusable):
+        return _map(folder, shape)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock_path(folder)):
+        try:
+            return _map(folder, shape)  # another process may have built it meanwhile
+        except _Unusable as error:
+            if folder.exists():
+                _log.warning("%s is damaged (%s): building it again", folder, error)
+        _build(folder, samples, data, progress)
+        return _map(folder, shape)
+
+
+class _Unusable(Exception):
+    """A cache that is not there, or not whole."""
+
+
+def _map(folder: Path, shape: tuple[int, int, int]) -> Arrays:
+    """The arrays of N, H, W = `shape`. Raises _Unusable where they are not there as a whole.
+
+    Their length and header are looked at, not their pixels: that would read them all.
+    """
+    arrays = []
+    for name, expected in (("images.npy", (*shape, 3)), ("masks.npy", shape)):
+        try:
+            # "c" lets torch wrap the arrays without a warning; nobody writes to them.
+            array = np.lib.format.open_memmap(folder / name, "c")
+        except FileNotFoundError:
+            raise _Unusable(f"{name} is missing") from None
+        except (OSError, ValueError, SyntaxError, TokenError) as error:
+            raise _Unusable(f"{name}: {error}") from None
+        if array.shape != expected or array.dtype != np.uint8:
+            raise _Unusable(f"{name}: expected uint8 {expected}, got {array.dtype} {array.shape}")
+        arrays.append(array)
+    try:
+        os.utime(folder / META)
+    except FileNotFoundError:
+        raise _Unusable(f"{META} is missing") from None
+    except OSError:  # somebody else's cache, or one on a disk that is only read
+        pass
+    return arrays[0], arrays[1]
+
+
+def lock_path(folder: Path) -> Path:
+    """What is locked while a folder of the cache is being written, or deleted."""
+    return folder.parent / f"{folder.name.removeprefix('.').split('.')[0]}.lock"
 
 
 def cache_folder(samples: Sequence[Sample], data: Data) -> Path:
@@ -83,7 +133,7 @@ def _build(
 ) -> None:
     size = data.size
     temporary = folder.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed build: we hold the lock
+    discard(folder)  # where it is damaged; and with it what a killed build left
     need = len(samples) * size[0] * size[1] * 4
     free = shutil.disk_usage(folder.parent).free
     if need > 0.95 * free:
@@ -117,7 +167,28 @@ def _build(
             raise
     images.flush()
     masks.flush()
-    temporary.rename(folder)
+    meta = {"images": len(samples), "size": size, "format": data.format, "root": data.root}
+    (temporary / META).write_text(json.dumps(meta) + "\n")
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(temporary)  # a node that locks did not reach was first
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder of the cache, if it is there; its lock must be held.
+
+    It is renamed first, so that a kill in between leaves nothing that looks whole. Who has it
+    mapped keeps what is mapped.
+    """
+    doomed = folder.parent / f"{lock_path(folder).stem}.tmp"
+    if folder != doomed:
+        shutil.rmtree(doomed, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.data import cityscapes, folders
-from segray.data.cache import cache_folder, cache_root, open_cache
+from segray.data.cache import cache_folder, cache_root, lock_path, open_cache
 from segray.data.pairs import PairReader
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
 from segray.data.scenes import write_scenes
@@ -148,7 +150,7 @@ def _write_scenes(data: ScenesData, progress: Callable[[int, int], None] | None)
     root = Path(data.root) if data.root is not None else cache_root() / f"scenes-{digest}"
     cache_root().mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(cache_root() / f"scenes-{digest}.lock"):
+        with FileLock(lock_path(cache_root() / f"scenes-{digest}")):
             write_scenes(
                 root,
                 train=data.train_images,
@@ -161,4 +163,7 @@ def _write_scenes(data: ScenesData, progress: Callable[[int, int], None] | None)
             )
     except FileExistsError as error:
         raise RequestError(f"data.root: {error}") from None
+    if data.root is None:
+        with contextlib.suppress(OSError):  # somebody else's scenes
+            os.utime(root / "scenes.json")  # says when they were last used
     return root

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from segray.config import Augment
-from segray.data.augment import colour_and_normalise, crop_and_zoom, draw
+from segray.data.augment import colour_and_normalise, crop_and_zoom, draw, to_device
 from segray.data.dataset import Dataset
 
 AHEAD = 3  # batches prepared in advance
@@ -30,15 +30,8 @@ class Batch:
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Normalised float images (N, 3, H, W) and uint8 masks (N, H, W) on `device`."""
-
-        def move(tensor: Tensor) -> Tensor:
-            if device.type != "cuda":
-                return tensor.to(device)
-            return tensor.pin_memory().to(device, non_blocking=True)
-
-        colour = None if self.colour is None else move(self.colour)
-        sigma = None if self.sigma is None else move(self.sigma)
-        return colour_and_normalise(move(self.images), colour, sigma), move(self.masks)
+        images, masks = to_device(self.images, device), to_device(self.masks, device)
+        return colour_and_normalise(images, self.colour, self.sigma), masks
 
 
 @dataclass(frozen=True)
@@ -74,13 +67,13 @@ class TrainLoader:
 
         def load(positions: list[int]) -> Batch:
             changes = [draw(settings, self.seed, epoch, position) for position in positions]
-            pairs = [
-                crop_and_zoom(*self.dataset.pair(position), change, self.crop)
-                for position, change in zip(positions, changes, strict=True)
-            ]
+            images, masks = _empty(len(positions), self.crop)
+            for at, (position, change) in enumerate(zip(positions, changes, strict=True)):
+                pair = crop_and_zoom(*self.dataset.pair(position), change, self.crop)
+                images[at], masks[at] = pair
             return Batch(
-                images=torch.stack([image for image, _ in pairs]),
-                masks=torch.stack([mask for _, mask in pairs]),
+                images,
+                masks,
                 colour=torch.tensor([c.colour for c in changes]) if colours else None,
                 sigma=torch.tensor([c.sigma for c in changes]) if settings.blur else None,
             )
@@ -105,13 +98,25 @@ def eval_batches(
     groups = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
     def load(group: list[int]) -> Batch:
-        pairs = [dataset.pair(position) for position in group]
-        images = torch.stack([image for image, _ in pairs]).permute(0, 3, 1, 2)  # (N, 3, H, W)
-        masks = torch.stack([mask for _, mask in pairs])
+        images, masks = _empty(len(group), dataset.masks.shape[1:])
+        for at, position in enumerate(group):
+            image, masks[at] = dataset.pair(position)
+            images[at] = image.permute(2, 0, 1)
         own = [torch.from_numpy(dataset.native_mask(position)) for position in group * native]
         return Batch(images, masks, native_masks=tuple(own))
 
     return zip(groups, _ahead(groups, load), strict=True)
+
+
+def _empty(count: int, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Room for images (N, 3, H, W) and masks (N, H, W), uint8; pinned where there is a GPU.
+
+    Pinned here, in the loader's thread, for pinning copies; torch uses pinned memory again once
+    the GPU has read it.
+    """
+    pin = torch.cuda.is_available()
+    images = torch.empty((count, 3, *size), dtype=torch.uint8, pin_memory=pin)
+    return images, torch.empty((count, *size), dtype=torch.uint8, pin_memory=pin)
 
 
 def _ahead(groups: list[list[int]], load: Callable[[list[int]], Batch]) -> Iterator[Batch]:

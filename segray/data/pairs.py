@@ -56,7 +56,7 @@ class PairReader:
             image=np.asarray(_rgb(sample.image, image).resize(target, Image.Resampling.BILINEAR)),
             mask=np.asarray(Image.fromarray(classes).resize(target, Image.Resampling.NEAREST)),
             size=(image.size[1], image.size[0]),
-            unknown=Counter(strange.tolist()),
+            unknown=Counter(strange),
         )
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
@@ -81,18 +81,20 @@ class PairReader:
     def _name(self, label: int) -> str:
         return str([*label.to_bytes(3, "big")] if self._by_colour else label)
 
-    def _classes(
-        self, path: Path, mask: Image.Image
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    def _classes(self, path: Path, mask: Image.Image) -> tuple[NDArray[np.uint8], list[int]]:
         """(h, w) class indices, and the labels of the pixels that are of no class."""
         labels = self._labels(path, mask)
-        inside = labels.clip(0, len(self._table) - 1)  # a mask may have 32 bits
-        classes = self._table[inside]
-        classes[inside != labels] = UNKNOWN
-        return classes, labels[classes == UNKNOWN]
+        if labels.dtype == np.uint8:
+            classes = self._table.take(labels)
+        else:
+            inside = labels.clip(0, len(self._table) - 1)  # a mask may have 32 bits
+            classes = self._table[inside]
+            classes[inside != labels] = UNKNOWN
+        unknown = classes == UNKNOWN
+        return classes, labels[unknown].tolist() if unknown.any() else []
 
-    def _labels(self, path: Path, mask: Image.Image) -> NDArray[np.int32]:
-        """(h, w) ids or 65536 r + 256 g + b, of the mask's own size."""
+    def _labels(self, path: Path, mask: Image.Image) -> NDArray[np.int32] | NDArray[np.uint8]:
+        """(h, w), the mask's own size: ids, of 8 bits if stored so, or 65536 r + 256 g + b."""
         if self._by_colour:
             if mask.mode not in COLOUR_MODES:
                 rule = "colours (RGB or palette)", "for masks of label ids, give every class ids"
@@ -105,7 +107,8 @@ class PairReader:
                 advice = "where colours are the classes, give every class color and none ids"
             expected = "one label id a pixel (8- or 16-bit grey, palette or 1-bit)"
             raise BadPair(_other_kind(path, mask.mode, expected, advice))
-        return np.asarray(mask).astype(np.int32)
+        ids = np.asarray(mask)
+        return ids if ids.dtype == np.uint8 else ids.astype(np.int32)
 
 
 def _open(path: Path, *, lossless: bool = False) -> tuple[Image.Image, tuple[int, int]]:
@@ -115,7 +118,9 @@ def _open(path: Path, *, lossless: bool = False) -> tuple[Image.Image, tuple[int
             stored = file.size
             if lossless and "jpeg" in ((file.format or "").lower(), file.info.get("compression")):
                 raise BadPair(lossy_mask(path))
-            return ImageOps.exif_transpose(file), stored
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)
+            return file, stored
     except UNREADABLE as error:
         # Pillow names the file in some of its messages.
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -68,6 +68,7 @@ class Search:
         self.deadline = time.time() + 3600 * config.budget.hours if config.budget.hours else None
         self.results: list[TrialResult] = []
         self.failed = 0
+        self._with_weights: set[str] = set()  # of the trials that ended
         _mend_journal(folder.study)
         self.study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(folder.study))),
@@ -174,6 +175,7 @@ class Search:
 
     def _book(self, result: TrialResult) -> None:
         self.results.append(result)
+        self._with_weights.add(result.id)
         state, objective = result.outcome.state, result.outcome.objective
         failed = state == "failed" or (objective is None and state != "diverged")
         self.failed += failed
@@ -199,9 +201,10 @@ class Search:
         """
         results = ranked(self.results, self.config.metric.goal)
         self.folder.write_leaderboard(results, self.config.metric.goal)
-        for place, result in enumerate(results):
-            if place >= KEEP_CHECKPOINTS or result.outcome.state == "failed":
-                shutil.rmtree(result.folder / "checkpoint", ignore_errors=True)
+        best = {r.id for r in results[:KEEP_CHECKPOINTS] if r.outcome.state != "failed"}
+        for trial_id in self._with_weights - best:
+            shutil.rmtree(self.folder.trial(trial_id) / "checkpoint", ignore_errors=True)
+        self._with_weights &= best
 
 
 class FixedList:

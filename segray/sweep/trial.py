@@ -80,15 +80,19 @@ class _Orphaned(SystemExit):
     """
 
 
-def _ask(board: ActorHandle, spec: TrialSpec, metrics: Metrics) -> Stop | None:
-    """The board's verdict on an epoch."""
+def _post(board: ActorHandle, spec: TrialSpec, metrics: Metrics) -> Callable[[], Stop | None]:
+    """Post an epoch on the board; what is returned waits for the verdict."""
     import ray
 
-    try:
-        posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
-        verdict: Stop | None = ray.get(posted)
-    except ray.exceptions.RayError as error:
-        raise _Orphaned(f"the board does not answer: {error}") from None
+    posted = board.report.remote(spec.id, metrics["epoch"], metrics["objective"])
+
+    def verdict() -> Stop | None:
+        try:
+            answer: Stop | None = ray.get(posted)
+        except ray.exceptions.RayError as error:
+            raise _Orphaned(f"the board does not answer: {error}") from None
+        return answer
+
     return verdict
 
 
@@ -107,9 +111,9 @@ def tune_trainable(config: Mapping[str, Any]) -> None:
     board = find_board(config["board"])
 
     def tell(metrics: Metrics) -> Stop | None:
-        verdict = _ask(board, spec, metrics)
-        tune.report(_headline(metrics))
-        return verdict
+        verdict = _post(board, spec, metrics)
+        tune.report(_headline(metrics))  # the board answers meanwhile
+        return verdict()
 
     with _everything_to(spec.folder / "log.txt"):
         run_trial(spec, trial_device(spec), tell)
@@ -155,9 +159,9 @@ def _train_worker(config: Mapping[str, Any]) -> None:
     board = find_board(config["board"])
 
     def tell(metrics: Metrics) -> Stop | None:
-        verdict = _ask(board, spec, metrics) if distributed.rank() == 0 else None
+        verdict = _post(board, spec, metrics) if distributed.rank() == 0 else None
         ray.train.report(_headline(metrics))  # a barrier: every worker has to call it
-        return verdict
+        return verdict() if verdict else None
 
     with _everything_to(spec.folder / "log.txt"):
         run_trial(spec, ray.train.torch.get_device(), tell)

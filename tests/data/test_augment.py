@@ -20,8 +20,9 @@ from segray.data.augment import (
     PADDING,
     STD,
     Draw,
+    _nearest,
     colour_and_normalise,
-    colour_matrices,
+    colour_maps,
     crop_and_zoom,
     draw,
 )
@@ -135,6 +136,18 @@ def test_zooming_in_shows_the_window_enlarged() -> None:
     assert (corner == 0).all()
 
 
+@few
+@given(sides, sides, sides, sides)
+def test_a_mask_keeps_the_pixels_that_nearest_exact_keeps(
+    height: int, width: int, h: int, w: int
+) -> None:
+    mask = torch.arange(height * width, dtype=torch.int32).view(height, width)
+    rows = torch.from_numpy(_nearest(height, h))
+    columns = torch.from_numpy(_nearest(width, w))
+    expected = F.interpolate(mask[None, None].double(), (h, w), mode="nearest-exact")[0, 0]
+    assert torch.equal(mask[rows][:, columns].double(), expected)
+
+
 def test_every_window_can_be_drawn() -> None:
     mask = torch.arange(10, dtype=torch.uint8).repeat(10, 1)
     image = told_by_colour(mask)
@@ -245,12 +258,12 @@ def test_colour_is_the_changes_one_after_the_other(colours: list, seed: int) -> 
         np.testing.assert_allclose(result.transpose(1, 2, 0), expected, atol=6e-3)
 
 
-def test_neutral_factors_and_a_full_turn_of_hue_change_nothing() -> None:
+def test_neutral_factors_and_a_full_turn_of_hue_only_normalise() -> None:
     colours = torch.tensor([OFF, (1, 1, 1, 1), (1, 1, 1, -1)], dtype=torch.float32)
-    matrix, offset = colour_matrices(colours, torch.rand(3, 3))
-    for one in matrix:
-        torch.testing.assert_close(one, torch.eye(3), atol=1e-5, rtol=0)
-    assert (offset == 0).all()
+    scale = torch.diag(1 / (255 * torch.tensor(STD)))
+    offset = -torch.tensor(MEAN) / torch.tensor(STD)
+    plain = torch.cat([scale, torch.zeros(3, 3), offset[:, None]], 1)
+    torch.testing.assert_close(colour_maps(colours), plain.expand(3, 3, 7), atol=1e-7, rtol=1e-6)
 
 
 @given(st.floats(0, 2), st.floats(-0.5, 0.5), st.integers(0, 255))

@@ -1,5 +1,6 @@
 """The decoded images: their bytes, what is refused, and what a kill leaves behind."""
 
+import json
 import os
 import shutil
 import signal
@@ -131,11 +132,11 @@ def test_a_damaged_byte_is_refused_or_changes_nothing_but_pixels(samples, place:
 def test_opened_again_nothing_is_built(samples, own_cache: Path) -> None:
     open_(samples)
     (folder,) = caches(own_cache)
-    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")}
     told: list[tuple[int, int]] = []
     open_(samples, progress=lambda done, total: told.append((done, total)))
     assert told == []
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npy")} == before
 
 
 @pytest.mark.parametrize("change", ["image", "mask", "size", "ignore", "fewer"])
@@ -271,6 +272,60 @@ def test_a_build_killed_midway_leaves_no_cache_and_the_next_open_builds_it(
     again = open_(find_samples(root)[0], (32, 32))
     np.testing.assert_array_equal(images, again[0])
     np.testing.assert_array_equal(masks, again[1])
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr" + path.read_bytes()[20:])
+
+
+def reshape(path: Path) -> None:
+    np.save(path, np.zeros((4, 8, 16), dtype=np.uint8))
+
+
+DAMAGES = [cut, spoil, reshape, Path.unlink, lambda path: os.truncate(path, 0)]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["cut", "spoilt", "reshaped", "missing", "empty"])
+@pytest.mark.parametrize("name", ["images.npy", "masks.npy"])
+def test_a_damaged_cache_is_built_again_with_a_word(
+    samples, own_cache: Path, caplog, damage, name: str
+) -> None:
+    images, masks = (array.copy() for array in open_(samples))
+    (folder,) = caches(own_cache)
+    damage(folder / name)
+    again = open_(samples)
+    (record,) = caplog.records
+    assert f"{folder} is damaged ({name}" in record.getMessage()
+    np.testing.assert_array_equal(images, again[0])
+    np.testing.assert_array_equal(masks, again[1])
+    assert [path for path in own_cache.iterdir() if path.is_dir()] == [folder]
+    caplog.clear()
+    open_(samples)
+    assert not caplog.records
+
+
+def test_any_damaged_byte_of_a_header_is_noticed_or_harmless(samples, own_cache: Path) -> None:
+    open_(samples)
+    (folder,) = caches(own_cache)
+    whole = (folder / "masks.npy").read_bytes()
+    for place in range(128):
+        for flip in (0x01, 0x20, 0x80, 0xFF):
+            damaged = bytearray(whole)
+            damaged[place] ^= flip
+            (folder / "masks.npy").write_bytes(damaged)
+            assert open_(samples)[1].shape == (4, *SIZE)
+
+
+def test_a_cache_that_lost_its_description_is_built_again(samples, own_cache: Path) -> None:
+    open_(samples)
+    (folder,) = caches(own_cache)
+    (folder / "meta.json").unlink()
+    open_(samples)
+    assert json.loads((folder / "meta.json").read_text())["images"] == 4
 
 
 def test_two_processes_that_open_at_once_build_once(tree, tmp_path: Path, own_cache: Path) -> None:

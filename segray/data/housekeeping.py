@@ -1,0 +1,159 @@
+"""What the cache folder holds: decoded images, generated scenes, leftovers; and its clearing."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.filesize import decimal
+from rich.text import Text
+
+from segray.config import RequestError
+from segray.data.cache import META, cache_root, discard, lock_path
+
+# Ours: a cache, a set of scenes, what is being written or what a killed process left of it.
+_OURS = re.compile(r"\.?(images|scenes)-[0-9a-f]+(\.\w+)?")
+DAY = 24 * 60 * 60
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A folder of the cache."""
+
+    path: Path
+    holds: str  # for people
+    bytes: int
+    used: float  # when it was last opened, in seconds since 1970
+    busy: bool  # being built, or deleted
+
+    @property
+    def unused_days(self) -> int:
+        """Whole days since it was last opened."""
+        return int(max(0.0, time.time() - self.used) // DAY)
+
+
+def stored() -> list[Stored]:
+    """All that stands in the cache folder, last used first."""
+    root = cache_root()
+    found = []
+    for path in root.iterdir() if root.is_dir() else ():
+        if _OURS.fullmatch(path.name) and path.is_dir():
+            with contextlib.suppress(FileNotFoundError):  # renamed or deleted meanwhile
+                found.append(_look_at(path))
+    return sorted(found, key=lambda one: (-one.used, one.path.name))
+
+
+def show_stored() -> None:
+    """Print all that stands in the cache folder."""
+    found = stored()
+    if not found:
+        _say(f"{cache_root()}: nothing is cached")
+        return
+    _say(f"{cache_root()} holds {_total(found)}; by when it was last used:")
+    _list(found)
+
+
+def clear_stored(
+    names: Sequence[str], unused_days: int | None, confirm: Callable[[str], bool]
+) -> None:
+    """Delete the folders so named, or those that nobody opened for so many days, or else all.
+
+    Asks `confirm` first, and leaves alone what is being built. A sweep that needs one of them again
+    builds it again. Raises RequestError for a name that is not there.
+    """
+    if names and unused_days is not None:
+        raise RequestError("expected names or --unused-days, got both: leave one of them out")
+    found = stored()
+    there = {one.path.name for one in found}
+    if unknown := [name for name in names if name not in there]:
+        raise RequestError(
+            f"{cache_root()}: expected the name of a folder there, got {', '.join(unknown)}; "
+            "to see their names: segray data cache ls"
+        )
+    chosen = [
+        one
+        for one in found
+        if (not names or one.path.name in names) and one.unused_days >= (unused_days or 0)
+    ]
+    for one in chosen:
+        if one.busy:
+            _say(f"{one.path.name} is being built and stays")
+    chosen = [one for one in chosen if not one.busy]
+    if not chosen:
+        _say(f"{cache_root()}: nothing to clear")
+        return
+    _say(f"{cache_root()} could free {_total(chosen)}:")
+    _list(chosen)
+    if not confirm("Delete them?"):
+        return
+    for one in chosen:
+        try:
+            with FileLock(lock_path(one.path), timeout=0):
+                discard(one.path)
+        except Timeout:
+            _say(f"{one.path.name} is being built by now and stays")
+    gone = [one for one in chosen if not one.path.exists()]
+    _say(f"freed {_total(gone)}")
+
+
+def _look_at(path: Path) -> Stored:
+    """A folder's facts. Raises FileNotFoundError where it goes missing meanwhile."""
+    meta = path / (META if path.name.startswith("images") else "scenes.json")
+    used = (meta if meta.is_file() else path).stat().st_mtime
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    busy = _is_locked(path)
+    if busy:
+        holds = "being built"
+    elif "." in path.name:
+        holds = "left by a process that was killed"
+    else:
+        try:
+            holds = _described(json.loads(meta.read_text()))
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            holds = "of another version of segray, or damaged"
+    return Stored(path, holds, size, used, busy)
+
+
+def _described(facts: dict[str, Any]) -> str:
+    """What meta.json or scenes.json says."""
+    height, width = facts["size"]
+    if "images" not in facts:
+        return f"{facts['train'] + facts['val']} generated scenes of {height}x{width}"
+    where = f"{facts['format']}, {facts['root']}" if facts["root"] else facts["format"]
+    return f"{facts['images']} images at {height}x{width}: {where}"
+
+
+def _is_locked(path: Path) -> bool:
+    lock = lock_path(path)
+    if not lock.exists():
+        return False
+    try:
+        with FileLock(lock, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _list(found: Sequence[Stored]) -> None:
+    width = max(len(one.path.name) for one in found)
+    for one in found:
+        days = one.unused_days
+        used = "today" if days == 0 else f"{days} day{'s' * (days != 1)} ago"
+        line = f"  {one.path.name:{width}}  {decimal(one.bytes):>9}  {used:>12}  {one.holds}"
+        _say(line)
+
+
+def _total(found: Sequence[Stored]) -> str:
+    return decimal(sum(one.bytes for one in found))
+
+
+def _say(line: str) -> None:
+    Console(highlight=False, soft_wrap=True).print(Text(line))
