@@ -46,6 +46,7 @@ class TrainLoader:
     seed: int
     rank: int = 0
     world_size: int = 1
+    pin: bool = False  # batches for a GPU
 
     @property
     def steps(self) -> int:
@@ -67,7 +68,7 @@ class TrainLoader:
 
         def load(positions: list[int]) -> Batch:
             changes = [draw(settings, self.seed, epoch, position) for position in positions]
-            images, masks = _empty(len(positions), self.crop)
+            images, masks = _empty(len(positions), self.crop, self.pin)
             for at, (position, change) in enumerate(zip(positions, changes, strict=True)):
                 pair = crop_and_zoom(*self.dataset.pair(position), change, self.crop)
                 images[at], masks[at] = pair
@@ -89,6 +90,7 @@ def eval_batches(
     native: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    pin: bool = False,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Whole images in order, every world_size-th one: no image is padded, doubled or left out.
 
@@ -98,7 +100,7 @@ def eval_batches(
     groups = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
     def load(group: list[int]) -> Batch:
-        images, masks = _empty(len(group), dataset.masks.shape[1:])
+        images, masks = _empty(len(group), dataset.masks.shape[1:], pin)
         for at, position in enumerate(group):
             image, masks[at] = dataset.pair(position)
             images[at] = image.permute(2, 0, 1)
@@ -108,13 +110,12 @@ def eval_batches(
     return zip(groups, _ahead(groups, load), strict=True)
 
 
-def _empty(count: int, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Room for images (N, 3, H, W) and masks (N, H, W), uint8; pinned where there is a GPU.
+def _empty(count: int, size: tuple[int, ...], pin: bool) -> tuple[Tensor, Tensor]:
+    """Room for images (N, 3, H, W) and masks (N, H, W), uint8, in pinned memory if asked for.
 
     Pinned here, in the loader's thread, for pinning copies; torch uses pinned memory again once
     the GPU has read it.
     """
-    pin = torch.cuda.is_available()
     images = torch.empty((count, 3, *size), dtype=torch.uint8, pin_memory=pin)
     return images, torch.empty((count, *size), dtype=torch.uint8, pin_memory=pin)
 

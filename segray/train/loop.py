@@ -127,6 +127,7 @@ class _Training:
             seed=config.seed,
             rank=self.rank,
             world_size=self.world_size,
+            pin=device.type == "cuda",
         )
         if self.loader.steps == 0:
             raise RequestError(
@@ -424,6 +425,7 @@ def evaluate(
         native=native,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        pin=device.type == "cuda",
     ):
         images, masks = batch.on(device)
         rest = images[-1:].expand(batch_size - len(group), -1, -1, -1)

@@ -145,7 +145,7 @@ class Broken(Dataset):
 
 def test_an_error_while_loading_surfaces_at_its_batch() -> None:
     whole = numbered(40)
-    broken = Broken(whole.ids, whole.cities, whole.splits, whole.classes, whole.images, whole.masks)
+    broken = Broken(**vars(whole))
     good = seen(loader(whole).epoch(1)).index(17) // 4
     batches = loader(broken).epoch(1)
     assert len(list(itertools.islice(batches, good))) == good
