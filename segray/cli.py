@@ -195,6 +195,7 @@ def bench(
         segray bench sweeps/unet.yaml data.root=/data/cityscapes train.batch_size=16 --json
     """
     from segray.bench.report import bench_sweep
+    from segray.config import load_sweep
 
     file, overrides = _split_one(arguments)
     with _Advice(file):
