@@ -178,6 +178,31 @@ def clean(
 
 
 @app.command()
+def bench(
+    arguments: Arguments,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; progress goes to stderr.")
+    ] = False,
+) -> None:
+    """Measure a sweep file here for a minute: images/s, parts of a step, how long a sweep takes.
+
+    `segray sweep FILE --dry-run` shows the estimate from then on.
+
+    Examples:
+
+        segray bench sweeps/quickstart.yaml
+
+        segray bench sweeps/unet.yaml data.root=/data/cityscapes train.batch_size=16 --json
+    """
+    from segray.bench.report import bench_sweep
+    from segray.config import load_sweep
+
+    file, overrides = _split_one(arguments)
+    with _Advice(file):
+        bench_sweep(load_sweep(file, overrides), as_json=as_json)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of sweep files, with which an editor completes keys and marks typos.
 

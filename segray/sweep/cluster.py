@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from segray.config import RequestError
-from segray.config.schema import Resources
+from segray.config.schema import Final, Resources
 from segray.data import cache_root, cores
 
 # Read by Ray as it is imported. Tune's own tables, files and snapshots: segray's records replace
@@ -191,6 +191,19 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
             "Lower resources.workers, cpus_per_worker or gpus_per_worker"
         )
     return Plan(resources.workers, threads, gpu_share, min(fits, wanted, trials))
+
+
+def plan_final(resources: Resources, final: Final, cluster: Mapping[str, float]) -> Plan:
+    """What each seed of the final stage gets: they train side by side as far as there are cores.
+
+    Raises RequestError as `plan` does.
+    """
+    seeds = len(final.seeds)
+    side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // final.workers))
+    if resources.max_concurrent != "auto":
+        side_by_side = min(side_by_side, resources.max_concurrent)
+    changes = {"workers": final.workers, "max_concurrent": side_by_side}
+    return plan(resources.model_copy(update=changes), cluster, seeds)
 
 
 def _check_reachable(address: str) -> None:

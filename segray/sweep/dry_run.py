@@ -11,11 +11,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from segray.config import Parameter, ScenesData, SweepConfig, SweepFile, trial_count
+from segray.config import Data, Parameter, ScenesData, SweepConfig, SweepFile, trial_count
 from segray.config.yaml_file import brief
 from segray.data import cache_root, is_cached, read_splits
-from segray.sweep.cluster import plan, this_machine
-from segray.sweep.preflight import cache_bytes, check_steps, checkpoint_bytes, first_trial
+from segray.data.samples import pooled
+from segray.sweep.cluster import Plan, this_machine
+from segray.sweep.estimate import (
+    cache_bytes,
+    checkpoint_bytes,
+    estimate,
+    plan_here,
+    read_bench,
+    time_in_words,
+)
+from segray.sweep.preflight import check_steps, first_trial
 from segray.sweep.progress import count, size
 from segray.sweep.records import RunFolder
 from segray.tracking import check as check_tracking
@@ -53,28 +62,28 @@ def show_plan(sweep: SweepFile) -> None:
 def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
     trials, epochs = trial_count(config), config.train.epochs
     yield "trials", f"{trials} by {config.method}" + _rungs(config)
-    final = count(len(config.final.seeds), "final training") if config.final else "no final stage"
-    yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {final}"
+    then = count(len(config.final.seeds), "final training") if config.final else "no final stage"
+    yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {then}"
+    parts = _images(config.data)
     if isinstance(config.data, ScenesData):
-        images = config.data.train_images + config.data.test_images
-        yield "images", f"{images} scenes, drawn when it runs"
+        drawn = config.data.train_images + config.data.test_images
+        yield "images", f"{drawn} scenes, drawn when it runs"
     else:
-        _, splits = read_splits(config.data)
-        check_steps(config, len(splits.train))
-        parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-        images = sum(map(len, parts.values()))
-        yield "images", ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+        check_steps(config, parts["train"])
+        yield "images", ", ".join(f"{number} {name}" for name, number in parts.items())
     address = os.environ.get("RAY_ADDRESS")
     if address:
         at_once = None
         yield "places", f"on the Ray cluster at {address}, which is asked when it runs"
+        yield "time", "not known of a cluster; segray bench FILE measures the machine it runs on"
     else:
         machine = this_machine()
-        stage = plan(config.resources, machine, trials)
+        stage, final = plan_here(config)
         at_once = stage.concurrent
         cores = f"{machine['CPU']:g} CPUs and {machine['GPU']:g} GPUs here"
         yield "places", f"{count(at_once, 'trial')} at a time, {stage}; {cores}"
-    yield "disk", "; ".join(_disk(config, images, at_once or 1))
+        yield "time", _time(config, parts, stage, final)
+    yield "disk", "; ".join(_disk(config, sum(parts.values()), at_once or 1))
     taken = (
         ""
         if RunFolder.is_free(config)
@@ -94,6 +103,27 @@ def _rungs(config: SweepConfig) -> str:
         rungs.append(str(epoch))
         epoch *= rule.eta
     return f"; after epoch {', '.join(rungs)} the best 1/{rule.eta} go on (ASHA)"
+
+
+def _images(data: Data) -> dict[str, int]:
+    """Images of each split; how scenes will fall into train and val is known about."""
+    if not isinstance(data, ScenesData):
+        _, splits = read_splits(data)
+        return {name: len(part) for name, part in splits.named().items()}
+    total, test = data.train_images + data.test_images, data.test_images
+    val = round(data.val_share * data.train_images)
+    if data.split == "pooled":
+        val = test = len(pooled(total, data.split_seed).val)
+    parts = {"train": total - val - test, "val": val, "test": test}
+    return {name: min(number, data.limit or number) for name, number in parts.items()}
+
+
+def _time(config: SweepConfig, images: Mapping[str, int], search: Plan, final: Plan | None) -> str:
+    bench = read_bench(config, search)
+    if bench is None:
+        return "segray bench FILE measures it, in a minute"
+    sizes = images["train"], images["val"], images["test"]
+    return f"{time_in_words(estimate(config, bench, sizes, search, final))} (segray bench)"
 
 
 def _disk(config: SweepConfig, images: int, at_once: int) -> Iterator[str]:

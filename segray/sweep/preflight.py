@@ -27,10 +27,10 @@ from segray.config import (
 )
 from segray.config.schema import Resources, Tracking
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
-from segray.sweep.cluster import Plan, plan
+from segray.sweep.cluster import Plan, plan, plan_final
+from segray.sweep.estimate import cache_bytes, checkpoint_bytes
 from segray.sweep.progress import Screen, count, size
 from segray.sweep.records import RunFolder
-from segray.sweep.search import KEEP_CHECKPOINTS
 from segray.tracking import check as check_tracking
 from segray.train import StepCost, build_trial_model, measure_step
 
@@ -119,15 +119,10 @@ def place(
     search = _by_memory(config.resources, cluster, trials, search, cost, screen)
     if config.final is None:
         return search, None
-    workers, seeds = config.final.workers, len(config.final.seeds)
-    side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // workers))
-    limit = config.resources.max_concurrent
-    if limit != "auto":
-        side_by_side = min(side_by_side, limit)
-    resources = config.resources.model_copy(update={"workers": workers})
-    limited = resources.model_copy(update={"max_concurrent": side_by_side})
-    final = plan(limited, cluster, seeds)
-    if workers < search.workers:  # each has more of the batch
+    seeds = len(config.final.seeds)
+    final = plan_final(config.resources, config.final, cluster)
+    resources = config.resources.model_copy(update={"workers": final.workers})
+    if final.workers < search.workers:  # each has more of the batch
         cost = _measure(config, final, screen)
     # The number of seeds side by side was ours: memory may lower it.
     return search, _by_memory(resources, cluster, seeds, final, cost, screen)
@@ -208,19 +203,6 @@ def _weight(config: SweepConfig, value: Any) -> tuple[float, str]:
         return float(math.prod(value)), ""
     # No crop is the whole image; b0 to b5, mit-b0 to mit-b5, and bf16 before fp32 as text.
     return (math.prod(config.data.size), "") if value is None else (0.0, str(value))
-
-
-def checkpoint_bytes(config: SweepConfig, parameters: int, at_once: int) -> int:
-    """What a run folder's checkpoints take at most: float32 weights, and AdamW's two moments."""
-    weights = 4 * parameters
-    finals = len(config.final.seeds) if config.final else 0
-    running = 4 * weights  # best, and last with its moments
-    return KEEP_CHECKPOINTS * weights + max(at_once, finals) * running + (finals + 1) * weights
-
-
-def cache_bytes(config: SweepConfig, images: int) -> int:
-    """What the decoded images and masks take: three bytes a pixel and one."""
-    return images * math.prod(config.data.size) * 4
 
 
 def first_trial(config: SweepConfig, **assignment: Any) -> TrialConfig:

@@ -16,7 +16,7 @@ from segray.train.loop import (
     train,
 )
 from segray.train.metrics import count_pixels, scores
-from segray.train.probe import StepCost, measure_step
+from segray.train.probe import StepCost, measure_step, peak_bytes
 
 __all__ = [
     "Metrics",
@@ -33,6 +33,7 @@ __all__ = [
     "evaluate",
     "kept_records",
     "measure_step",
+    "peak_bytes",
     "predict_masks",
     "read_records",
     "scores",

@@ -48,10 +48,10 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
     def step(images: int) -> tuple[int, float]:
         started = time.perf_counter()
         _step(config, model, optimizer, images, device)
-        return _peak_bytes(device), time.perf_counter() - started
+        return peak_bytes(device), time.perf_counter() - started
 
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    fixed = _peak_bytes(device) + 3 * weights
+    fixed = peak_bytes(device) + 3 * weights
     few = min(batch, FEW)
     peak, seconds = step(few)
     if seconds < LONG_S:  # the first one is slower than all that follow
@@ -64,7 +64,7 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
     crop = math.prod(config.train.crop or config.data.size)
     if device.type == "cuda" or each * EVAL_BATCH * math.prod(config.data.size) / crop <= LONG_S:
         _evaluate(config, model, device)
-    return StepCost(max(whole, _peak_bytes(device)), each * batch, tried)
+    return StepCost(max(whole, peak_bytes(device)), each * batch, tried)
 
 
 def _evaluate(config: TrialConfig, model: nn.Module, device: torch.device) -> None:
@@ -94,7 +94,8 @@ def _step(
     optimizer.step()
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the process on a CPU, of its allocations on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)

@@ -1,0 +1,1 @@
+"""A minute's measurement of a sweep file on the machine at hand."""
