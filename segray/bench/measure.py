@@ -36,9 +36,10 @@ from segray.train import (
     peak_bytes,
     train,
 )
-from segray.train.loop import EVAL_BATCH, autocast, backward
+from segray.train.evaluation import EVAL_BATCH
 from segray.train.metrics import count_upsampled, upsample
 from segray.train.optimizer import build_optimizer
+from segray.train.step import autocast, backward
 
 SECONDS = 60.0  # for everything; what follows are shares of it
 FIRST = 0.1  # the loop for one step, which says how many fit into the rest

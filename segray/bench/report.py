@@ -25,7 +25,7 @@ from segray.sweep.estimate import (
 )
 from segray.sweep.preflight import check_steps
 from segray.sweep.progress import Screen, count, size
-from segray.train.loop import EVAL_BATCH
+from segray.train.evaluation import EVAL_BATCH
 
 FEW = 32  # images of a split that are decoded, and a batch at least, where no cache is there yet
 WIDTH = 80

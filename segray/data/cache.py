@@ -74,6 +74,15 @@ def open_cache(
         return _map(folder, shape)
 
 
+def is_whole(samples: Sequence[Sample], data: Data) -> bool:
+    """Whether `open_cache` would find the arrays there, as a whole."""
+    try:
+        _map(cache_folder(samples, data), (len(samples), *data.size))
+    except _Unusable:
+        return False
+    return True
+
+
 class _Unusable(Exception):
     """A cache that is not there, or not whole."""
 

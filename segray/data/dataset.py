@@ -19,7 +19,7 @@ from torch import Tensor
 
 from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.data import cityscapes, folders
-from segray.data.cache import cache_folder, cache_root, lock_path, open_cache
+from segray.data.cache import cache_root, is_whole, lock_path, open_cache
 from segray.data.pairs import PairReader
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
 from segray.data.scenes import write_scenes
@@ -80,7 +80,7 @@ def open_dataset(data: Data, progress: Progress | None = None) -> Dataset:
 def is_cached(data: Data) -> bool:
     """Whether `open_dataset` would find the images decoded."""
     samples, _ = read_splits(data)
-    return cache_folder(samples, data).is_dir()
+    return is_whole(samples, data)
 
 
 def read_splits(data: Data, progress: Progress | None = None) -> tuple[list[Sample], Splits]:

@@ -8,7 +8,6 @@ N images, K classes, H x W pixels. Epochs count from 1.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -20,23 +19,22 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segray.config import RequestError, TrialConfig
-from segray.data import IGNORE, Dataset, TrainLoader, eval_batches
-from segray.models import Segmenter, build_model
+from segray.data import Dataset, TrainLoader
 from segray.train import checkpoint, distributed
-from segray.train.loss import balanced_weights, pixel_weight, segmentation_loss
-from segray.train.metrics import count_pixels, count_upsampled, leading_class, scores, upsample
+from segray.train.evaluation import evaluate
+from segray.train.loss import balanced_weights
+from segray.train.metrics import scores
 from segray.train.optimizer import LearningRate, build_optimizer
+from segray.train.step import autocast_type, backward, build_trial_model, on_workers
 
 State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "budget"]
 Stop = Literal["pruned", "budget"]
 Metrics = dict[str, Any]
 
-EVAL_BATCH = 4  # images a forward pass without gradients takes, whatever training's batch is
 COLLAPSE = 0.3  # share of its best that a metric must lose, and not regain, to have collapsed
 CHECK_EVERY = 50  # steps between looks at the gradient norm: each look waits for the device
 _STOPS: tuple[Stop | None, ...] = (None, "pruned", "budget")
@@ -115,7 +113,7 @@ class _Training:
         self.sign = 1.0 if config.metric.goal == "maximize" else -1.0
         self.precision = autocast_type(settings.precision, device)
         self.model = build_trial_model(config).to(device)
-        self.net = _on_workers(self.model, device)
+        self.net = on_workers(self.model, device)
         if settings.compile:
             self.net.compile()
         self.loader = TrainLoader(
@@ -309,12 +307,15 @@ class _Training:
                 self._save_best()  # the process was killed before it could
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "metrics.jsonl"
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("w") as file:
-                file.writelines(json.dumps(line) + "\n" for line in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            if path.is_file():
+                temporary = path.with_suffix(".tmp")
+                with temporary.open("w") as file:
+                    file.writelines(json.dumps(line) + "\n" for line in kept)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            else:  # a new training: nothing that would have to be on the disk by now
+                path.touch()
         return self._report(kept[-1]) if kept else None
 
     def _objective(self) -> float | None:
@@ -337,149 +338,6 @@ class _Training:
             epochs=at.epoch,
             seconds=round(at.seconds, 3),
         )
-
-
-def backward(
-    net: nn.Module,
-    images: Tensor,
-    masks: Tensor,
-    *,
-    passes: int = 1,
-    class_weights: Tensor | None = None,
-    dice: float = 0.0,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Gradients of a step on images (N, 3, H, W) and uint8 masks (N, H, W); returns its loss.
-
-    The images go through `net` in so many passes, which divide N. Cross-entropy's gradients are
-    those of a single pass; what batch normalisation and Dice see is a pass.
-    """
-    device = images.device
-    weight = pixel_weight(masks, class_weights)
-    total = torch.zeros((), device=device)
-    parts = zip(images.chunk(passes), masks.chunk(passes), strict=True)
-    for number, (x, truth) in enumerate(parts, start=1):
-        apart: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if number < passes and isinstance(net, nn.parallel.DistributedDataParallel):
-            apart = net.no_sync()  # workers exchange gradients once a step, in its last pass
-        with apart:
-            with autocast(device, dtype):
-                logits = net(x)
-            loss = segmentation_loss(
-                logits.float(),
-                truth,
-                class_weights=class_weights,
-                dice=dice / passes,
-                weight=weight,
-            )
-            loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
-    return total
-
-
-def build_trial_model(config: TrialConfig) -> nn.Module:
-    """The model a trial trains, on the CPU; its weights depend on torch's seed alone.
-
-    In channels_last, whoever asks for it: the layout decides kernels, and kernels how sums round.
-    """
-    options = config.model.model_dump(exclude={"name"})
-    num_classes = len(config.data.class_names)
-    model = build_model(config.model.name, num_classes=num_classes, **options)
-    # 1.3 times faster steps on CPU for UNet, and what tensor cores want on a GPU.
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-@torch.inference_mode()
-def evaluate(
-    model: nn.Module,
-    dataset: Dataset,
-    positions: Sequence[int],
-    *,
-    device: torch.device,
-    batch_size: int = EVAL_BATCH,
-    dtype: torch.dtype | None = None,
-    native: bool = False,
-) -> tuple[NDArray[np.int64], float]:
-    """One confusion matrix an image, (len(positions), K, K) in their order, and the mean loss.
-
-    Pixels are counted at the cached size, or, where `native`, at that of each mask's file; the loss
-    is of the cached size.
-
-    With several workers each takes its share and all get the whole; no image is padded or counted
-    twice, and the number of pixels is checked. An image's matrix depends on nothing but the model
-    and the image: every forward pass has `batch_size` images, the last one filled up with a copy.
-    Kernels are chosen by shape and round differently (on CPU a batch of one does), so without that
-    other workers would count other pixels.
-    """
-    distributed.share_buffers(model)
-    model.eval()
-    assert isinstance(model, Segmenter)
-    found: list[tuple[int, Tensor]] = []
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    scored = torch.zeros((), dtype=torch.int64, device=device)
-    pixels = 0
-    for group, batch in eval_batches(
-        dataset,
-        positions,
-        batch_size=batch_size,
-        native=native,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin=device.type == "cuda",
-    ):
-        images, masks = batch.on(device)
-        rest = images[-1:].expand(batch_size - len(group), -1, -1, -1)
-        filled = torch.cat([images, rest]).contiguous(memory_format=torch.channels_last)
-        with autocast(device, dtype):
-            coarse = model.coarse(filled)[: len(group)].float().contiguous()
-        logits = upsample(coarse, masks.shape[-2:])
-        loss += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
-        scored += (masks != IGNORE).sum()
-        if native:
-            own = zip(coarse, batch.native_masks, strict=True)
-            counts = [count_upsampled(one, mask.to(device)) for one, mask in own]
-        else:
-            counts = list(count_pixels(logits, masks))
-        pixels += sum(mask.numel() for mask in (batch.native_masks if native else masks))
-        found += zip(group, counts, strict=True)  # they stay on the device until all are there
-    on_cpu = [(position, counts.cpu()) for position, counts in found]
-    place = dict(distributed.all_workers(on_cpu))
-    counted = np.stack([place[position].numpy() for position in positions])
-    expected = int(distributed.sum_over_workers(torch.tensor(pixels, device=device)))
-    if counted.sum() != expected:
-        raise RuntimeError(f"{counted.sum()} pixels were counted, and there are {expected}")
-    mean = distributed.sum_over_workers(loss) / distributed.sum_over_workers(scored).clamp(min=1)
-    return counted[:, :-1], float(mean)
-
-
-@torch.inference_mode()
-def predict_masks(
-    model: nn.Module, dataset: Dataset, positions: Sequence[int], device: torch.device
-) -> NDArray[np.uint8]:
-    """Predicted class indices (len(positions), H, W) of a few images, in this process alone."""
-    model.eval()
-    preds = [
-        leading_class(model(batch.on(device)[0])).cpu().numpy()
-        for _, batch in eval_batches(dataset, positions, batch_size=1)
-    ]
-    return np.concatenate(preds)
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """What a forward pass computes in beside float32; None is float32 alone."""
-    if precision == "auto":
-        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if on_gpu else None
-    return torch.bfloat16 if precision == "bf16" else None
-
-
-def autocast(
-    device: torch.device, dtype: torch.dtype | None
-) -> contextlib.AbstractContextManager[object]:
-    """torch's autocast to `dtype`, or nothing."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
 
 
 def find_collapse(records: Sequence[Metrics], sign: float) -> str | None:
@@ -539,14 +397,3 @@ def _class_weights(
         return None
     weights = balanced_weights(dataset.class_pixels()) if setting == "balanced" else setting
     return torch.tensor(weights, dtype=torch.float32, device=device)
-
-
-def _on_workers(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as each worker calls it in training: gradients are means over the workers."""
-    if distributed.world_size() == 1:
-        return model
-    if device.type != "cuda":
-        return nn.parallel.DistributedDataParallel(model)
-    # Statistics over the whole batch, as one worker would have them; there is no CPU version.
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device.index])

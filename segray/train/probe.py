@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from segray.config import TrialConfig
-from segray.train.loop import EVAL_BATCH, autocast, autocast_type, backward, build_trial_model
+from segray.train.evaluation import EVAL_BATCH
 from segray.train.optimizer import build_optimizer
+from segray.train.step import autocast, autocast_type, backward, build_trial_model
 
 LONG_S = 15.0  # a step that would take longer is judged by a smaller one
 FEW = 4  # images of the smaller step; one may be too few for batch normalisation

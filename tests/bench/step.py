@@ -27,8 +27,8 @@ from segray.data.cityscapes import find_samples
 from segray.data.samples import Splits
 from segray.models import build_model
 from segray.train import read_records, train
-from segray.train.loop import backward, build_trial_model
 from segray.train.optimizer import build_optimizer
+from segray.train.step import backward, build_trial_model
 
 CLASSES = 7
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from segray.config import CityscapesData, RequestError
 from segray.data import open_dataset
-from segray.data.cache import open_cache
+from segray.data.cache import is_whole, open_cache
 from segray.data.cityscapes import find_samples
 from segray.data.labels import IGNORE, label_table
 from segray.data.samples import Sample
@@ -296,7 +296,9 @@ def test_a_damaged_cache_is_built_again_with_a_word(
 ) -> None:
     images, masks = (array.copy() for array in open_(samples))
     (folder,) = caches(own_cache)
+    assert is_whole(samples, section())
     damage(folder / name)
+    assert not is_whole(samples, section())
     again = open_(samples)
     (record,) = caplog.records
     assert f"{folder} is damaged ({name}" in record.getMessage()

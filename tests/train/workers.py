@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segray.data import IGNORE
 from segray.models import build_model
 from segray.train import evaluate
-from segray.train.loop import _on_workers, backward, build_trial_model
+from segray.train.step import backward, build_trial_model, on_workers
 
 VAL = 7  # two does not divide it
 LOSSES: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ def gradients(kind: str, loss: str, void: bool, rank: int, world_size: int, pass
         model = build_model("unet", num_classes=7, width=4, depth=2).eval()
     else:
         model = build_model("segformer", num_classes=7, variant="b0", width=0.125).eval()
-    net = _on_workers(model, tiny.CPU)
+    net = on_workers(model, tiny.CPU)
     share = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
     value = backward(net, images[share], masks[share], passes=passes, **LOSSES[loss])
     return value.item(), {name: p.grad.clone() for name, p in model.named_parameters()}

@@ -1,0 +1,95 @@
+"""Scoring a model on whole images. N images, K classes, H x W pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from segray.data import IGNORE, Dataset, eval_batches
+from segray.models import Segmenter
+from segray.train import distributed
+from segray.train.metrics import count_pixels, count_upsampled, leading_class, upsample
+from segray.train.step import autocast
+
+EVAL_BATCH = 4  # images a forward pass without gradients takes, whatever training's batch is
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    positions: Sequence[int],
+    *,
+    device: torch.device,
+    batch_size: int = EVAL_BATCH,
+    dtype: torch.dtype | None = None,
+    native: bool = False,
+) -> tuple[NDArray[np.int64], float]:
+    """One confusion matrix an image, (len(positions), K, K) in their order, and the mean loss.
+
+    Pixels are counted at the cached size, or, where `native`, at that of each mask's file; the loss
+    is of the cached size.
+
+    With several workers each takes its share and all get the whole; no image is padded or counted
+    twice, and the number of pixels is checked. An image's matrix depends on nothing but the model
+    and the image: every forward pass has `batch_size` images, the last one filled up with a copy.
+    Kernels are chosen by shape and round differently (on CPU a batch of one does), so without that
+    other workers would count other pixels.
+    """
+    distributed.share_buffers(model)
+    model.eval()
+    assert isinstance(model, Segmenter)
+    found: list[tuple[int, Tensor]] = []
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    scored = torch.zeros((), dtype=torch.int64, device=device)
+    pixels = 0
+    for group, batch in eval_batches(
+        dataset,
+        positions,
+        batch_size=batch_size,
+        native=native,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin=device.type == "cuda",
+    ):
+        images, masks = batch.on(device)
+        rest = images[-1:].expand(batch_size - len(group), -1, -1, -1)
+        filled = torch.cat([images, rest]).contiguous(memory_format=torch.channels_last)
+        with autocast(device, dtype):
+            coarse = model.coarse(filled)[: len(group)].float().contiguous()
+        logits = upsample(coarse, masks.shape[-2:])
+        loss += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
+        scored += (masks != IGNORE).sum()
+        if native:
+            own = zip(coarse, batch.native_masks, strict=True)
+            counts = [count_upsampled(one, mask.to(device)) for one, mask in own]
+        else:
+            counts = list(count_pixels(logits, masks))
+        pixels += sum(mask.numel() for mask in (batch.native_masks if native else masks))
+        found += zip(group, counts, strict=True)  # they stay on the device until all are there
+    on_cpu = [(position, counts.cpu()) for position, counts in found]
+    place = dict(distributed.all_workers(on_cpu))
+    counted = np.stack([place[position].numpy() for position in positions])
+    expected = int(distributed.sum_over_workers(torch.tensor(pixels, device=device)))
+    if counted.sum() != expected:
+        raise RuntimeError(f"{counted.sum()} pixels were counted, and there are {expected}")
+    mean = distributed.sum_over_workers(loss) / distributed.sum_over_workers(scored).clamp(min=1)
+    return counted[:, :-1], float(mean)
+
+
+@torch.inference_mode()
+def predict_masks(
+    model: nn.Module, dataset: Dataset, positions: Sequence[int], device: torch.device
+) -> NDArray[np.uint8]:
+    """Predicted class indices (len(positions), H, W) of a few images, in this process alone."""
+    model.eval()
+    preds = [
+        leading_class(model(batch.on(device)[0])).cpu().numpy()
+        for _, batch in eval_batches(dataset, positions, batch_size=1)
+    ]
+    return np.concatenate(preds)
