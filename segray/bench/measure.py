@@ -288,7 +288,7 @@ class _Step:
 
     def __init__(self, trial: TrialConfig, device: torch.device, *, compiled: bool) -> None:
         self.trial, self.settings, self.device = trial, trial.train, device
-        self.precision = autocast_type(trial.train.precision, device)
+        self.precision = autocast_type(trial, device)
         self.model = build_trial_model(trial).to(device)
         if compiled:
             self.model.compile()

@@ -4,7 +4,7 @@ from segray.data.cache import cache_root, cores
 from segray.data.check import check_dataset
 from segray.data.dataset import Dataset, is_cached, open_dataset, read_splits
 from segray.data.labels import IGNORE, class_colours
-from segray.data.loader import Batch, TrainLoader, eval_batches
+from segray.data.loader import Batch, TrainLoader, eval_batches, loader_threads
 
 __all__ = [
     "IGNORE",
@@ -17,6 +17,7 @@ __all__ = [
     "cores",
     "eval_batches",
     "is_cached",
+    "loader_threads",
     "open_dataset",
     "read_splits",
 ]

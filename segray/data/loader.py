@@ -16,6 +16,7 @@ from segray.data.augment import colour_and_normalise, crop_and_zoom, draw, to_de
 from segray.data.dataset import Dataset
 
 AHEAD = 3  # batches prepared in advance
+GPU_THREADS = 4  # that cut and zoom for a GPU: it can take samples faster than one makes them
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class TrainLoader:
     rank: int = 0
     world_size: int = 1
     pin: bool = False  # batches for a GPU
+    threads: int = 1  # that make batches; which ones they make does not depend on it
 
     @property
     def steps(self) -> int:
@@ -58,9 +60,8 @@ class TrainLoader:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.positions)
         share = self.batch_size // self.world_size
         starts = [step * self.batch_size + self.rank * share for step in range(self.steps)]
-        return _ahead(
-            [order[start : start + share].tolist() for start in starts], self._load(epoch)
-        )
+        groups = [order[start : start + share].tolist() for start in starts]
+        return _ahead(groups, self._load(epoch), self.threads)
 
     def _load(self, epoch: int) -> Callable[[list[int]], Batch]:
         settings = self.augment
@@ -91,6 +92,7 @@ def eval_batches(
     rank: int = 0,
     world_size: int = 1,
     pin: bool = False,
+    threads: int = 1,
 ) -> Iterator[tuple[list[int], Batch]]:
     """Whole images in order, every world_size-th one: no image is padded, doubled or left out.
 
@@ -107,7 +109,15 @@ def eval_batches(
         own = [torch.from_numpy(dataset.native_mask(position)) for position in group * native]
         return Batch(images, masks, native_masks=tuple(own))
 
-    return zip(groups, _ahead(groups, load), strict=True)
+    return zip(groups, _ahead(groups, load, threads), strict=True)
+
+
+def loader_threads(device: torch.device) -> int:
+    """How many threads make batches for a model on `device`.
+
+    A CPU's model takes far longer than the loader, and would share its cores with more of them.
+    """
+    return min(GPU_THREADS, torch.get_num_threads()) if device.type == "cuda" else 1
 
 
 def _empty(count: int, size: tuple[int, ...], pin: bool) -> tuple[Tensor, Tensor]:
@@ -120,14 +130,16 @@ def _empty(count: int, size: tuple[int, ...], pin: bool) -> tuple[Tensor, Tensor
     return images, torch.empty((count, *size), dtype=torch.uint8, pin_memory=pin)
 
 
-def _ahead(groups: list[list[int]], load: Callable[[list[int]], Batch]) -> Iterator[Batch]:
-    """load(group) for each group in order, AHEAD of them on the way in a thread."""
+def _ahead(
+    groups: list[list[int]], load: Callable[[list[int]], Batch], threads: int
+) -> Iterator[Batch]:
+    """load(group) for each group in order, by so many threads and up to AHEAD of its use."""
     waiting: deque[Future[Batch]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="segray-loader") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="segray-loader") as pool:
         try:
             for group in groups:
                 waiting.append(pool.submit(load, group))
-                if len(waiting) > AHEAD:
+                if len(waiting) > max(AHEAD, threads):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -111,7 +111,7 @@ def facts(config: SweepConfig, stage: Plan) -> dict[str, Any]:
     train = trial.train.model_dump(mode="json", include=_SPEED)
     train["crop"] = list(trial.train.crop or trial.data.size)
     device = torch.device("cuda" if trial.gpus_per_worker else "cpu")
-    bf16 = autocast_type(trial.train.precision, device) is not None
+    bf16 = autocast_type(trial, device) is not None
     train["precision"] = "bf16" if bf16 else "fp32"
     here = cores()
     share = here // (stage.concurrent * stage.workers)

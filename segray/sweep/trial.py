@@ -205,7 +205,7 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
 def _resolved(spec: TrialSpec, device: torch.device) -> TrialSpec:
     """With the values that `auto` and null stand for on this machine: they decide numbers."""
     settings = spec.config.train
-    precision = "fp32" if autocast_type(settings.precision, device) is None else "bf16"
+    precision = "fp32" if autocast_type(spec.config, device) is None else "bf16"
     crop = settings.crop or spec.config.data.size
     chosen = settings.model_copy(update={"precision": precision, "crop": crop})
     return replace(spec, config=spec.config.model_copy(update={"train": chosen}))
@@ -242,7 +242,7 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metr
     """Score the best checkpoint on test: metrics.json, and confusion.npz with a matrix an image."""
     model, state = _best_model(spec, device)
     positions = dataset.splits.test
-    dtype = autocast_type(spec.config.train.precision, device)
+    dtype = autocast_type(spec.config, device)
     native = spec.config.metric.evaluate_at == "native"
     confusion, loss = evaluate(model, dataset, positions, device=device, dtype=dtype, native=native)
     metrics = {"test/loss": loss}

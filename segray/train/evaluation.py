@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segray.data import IGNORE, Dataset, eval_batches
+from segray.data import IGNORE, Dataset, eval_batches, loader_threads
 from segray.models import Segmenter
 from segray.train import distributed
 from segray.train.metrics import count_pixels, count_upsampled, leading_class, upsample
@@ -56,6 +56,7 @@ def evaluate(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin=device.type == "cuda",
+        threads=loader_threads(device),
     ):
         images, masks = batch.on(device)
         rest = images[-1:].expand(batch_size - len(group), -1, -1, -1)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from segray.config import RequestError, TrialConfig
-from segray.data import Dataset, TrainLoader
+from segray.data import Dataset, TrainLoader, loader_threads
 from segray.train import checkpoint, distributed
 from segray.train.evaluation import evaluate
 from segray.train.loss import balanced_weights
@@ -111,7 +111,7 @@ class _Training:
         self.reporter, self.device = reporter, device
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.sign = 1.0 if config.metric.goal == "maximize" else -1.0
-        self.precision = autocast_type(settings.precision, device)
+        self.precision = autocast_type(config, device)
         self.model = build_trial_model(config).to(device)
         self.net = on_workers(self.model, device)
         if settings.compile:
@@ -126,6 +126,7 @@ class _Training:
             rank=self.rank,
             world_size=self.world_size,
             pin=device.type == "cuda",
+            threads=loader_threads(device),
         )
         if self.loader.steps == 0:
             raise RequestError(

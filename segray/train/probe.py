@@ -73,7 +73,7 @@ def _evaluate(config: TrialConfig, model: nn.Module, device: torch.device) -> No
     model.eval()
     with (
         torch.inference_mode(),
-        autocast(device, autocast_type(config.train.precision, device)),
+        autocast(device, autocast_type(config, device)),
     ):
         model(torch.rand(EVAL_BATCH, 3, *config.data.size, device=device))
 
@@ -90,7 +90,7 @@ def _step(
     batch = torch.rand(images, 3, height, width, device=device)
     masks = torch.randint(classes, (images, height, width), dtype=torch.uint8, device=device)
     optimizer.zero_grad(set_to_none=True)
-    precision = autocast_type(config.train.precision, device)
+    precision = autocast_type(config, device)
     backward(model, batch, masks, dice=config.train.loss.dice, dtype=precision)
     optimizer.step()
 

@@ -1,4 +1,4 @@
-"""The whole training loader, until a batch is a normalised float tensor: segray's cache and thread
+"""The whole training loader, until a batch is a normalised float tensor: segray's cache and threads
 against PIL and PNG in two persistent DataLoader workers, from files of Cityscapes' size and from
 files resized beforehand. Then the CPU seconds of a sweep's loading, with the cache's build.
 
@@ -128,9 +128,13 @@ def use(loader: DataLoader, epochs: int = 1) -> None:
             assert masks.dtype == torch.uint8
 
 
-def use_cached(data: CityscapesData, augment: Augment, seed: int, epochs: int) -> None:
+def use_cached(
+    data: CityscapesData, augment: Augment, seed: int, epochs: int, threads: int = 1
+) -> None:
     opened = open_dataset(data)
-    loader = TrainLoader(opened, range(len(opened.ids)), CROP, BATCH, augment, seed)
+    loader = TrainLoader(
+        opened, range(len(opened.ids)), CROP, BATCH, augment, seed, threads=threads
+    )
     for epoch in range(1, epochs + 1):
         for batch in loader.epoch(epoch):
             images, masks = batch.on(torch.device("cpu"))
@@ -188,13 +192,15 @@ def main() -> None:
     resized = workers(find_samples(small)[0], data, augment)
     seconds = in_turns(
         {
-            "segray": lambda: use_cached(data, augment, 0, REPEATS),
+            "segray": lambda: use_cached(data, augment, 0, REPEATS, threads=2),
+            "segray, 1 thread": lambda: use_cached(data, augment, 0, REPEATS),
             "PNG resized beforehand, 2 workers": lambda: use(resized),
             "PNG, 2 workers": lambda: use(png),
         },
         asked.rounds,
     )
-    seconds["segray"] = [taken / REPEATS for taken in seconds["segray"]]
+    for name in ("segray", "segray, 1 thread"):
+        seconds[name] = [taken / REPEATS for taken in seconds[name]]
     images = asked.images // BATCH * BATCH
     report("an epoch of augmented training samples", seconds, "segray", images)
 

@@ -118,7 +118,21 @@ def test_evaluation_sees_every_image_once(count: int, world_size: int, batch_siz
     assert sorted(found) == list(range(count))
 
 
-def loader_threads() -> list[threading.Thread]:
+@pytest.mark.parametrize("threads", [2, 7])
+def test_batches_do_not_depend_on_the_number_of_threads(threads: int) -> None:
+    dataset = numbered(40)
+    augment = Augment(scale=(0.5, 2.0), flip=0.5, brightness=0.2, blur=0.5)
+    alone, together = (
+        list(loader(dataset, augment=augment, threads=n).epoch(1)) for n in (1, threads)
+    )
+    for one, other in zip(alone, together, strict=True):
+        for name in ("images", "masks", "colour", "sigma"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+    groups = [group for group, _ in eval_batches(dataset, range(40), batch_size=3, threads=threads)]
+    assert list(itertools.chain(*groups)) == list(range(40))
+
+
+def threads_left() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("segray-loader")]
 
 
@@ -128,12 +142,12 @@ def test_an_iterator_that_is_abandoned_leaves_no_thread(taken: int) -> None:
     for batches in (loader(dataset).epoch(1), eval_batches(dataset, range(40), batch_size=2)):
         assert len(list(itertools.islice(batches, taken))) == taken
         del batches
-    assert loader_threads() == []
+    assert threads_left() == []
 
 
 def test_an_iterator_that_is_used_up_leaves_no_thread() -> None:
     assert len(list(loader(numbered(40)).epoch(1))) == 10
-    assert loader_threads() == []
+    assert threads_left() == []
 
 
 class Broken(Dataset):
@@ -153,4 +167,4 @@ def test_an_error_while_loading_surfaces_at_its_batch() -> None:
         next(batches)
     with pytest.raises(OSError, match="the disk is gone"):
         list(eval_batches(broken, range(40), batch_size=4))
-    assert loader_threads() == []
+    assert threads_left() == []
