@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from segray.bench.bounds import bounds, wait_for
 from segray.config import SweepConfig, TrialConfig, WorkError
-from segray.data import IGNORE, Batch, Dataset, TrainLoader, cache_root, eval_batches
+from segray.data import (
+    IGNORE,
+    Batch,
+    Dataset,
+    TrainLoader,
+    cache_root,
+    eval_batches,
+    loader_threads,
+)
 from segray.data.samples import Splits
 from segray.models import Segmenter
 from segray.sweep.cluster import Plan
@@ -141,6 +149,8 @@ class _Measurement:
             batch_size=self.batch,
             augment=self.trial.train.augment,
             seed=self.trial.seed,
+            pin=self.device.type == "cuda",
+            threads=loader_threads(self.device),
         )
         self.screen.say("the loader alone, the model alone, the parts of a step")
         loaded = self._loader_alone(loader)

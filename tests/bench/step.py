@@ -57,7 +57,9 @@ def endless(epoch: Callable[[int], Iterator]) -> Iterator:
         yield from epoch(number)
 
 
-def segray_step(model: nn.Module, data: CityscapesData) -> Callable[[], None]:
+def segray_step(
+    model: nn.Module, data: CityscapesData, dtype: torch.dtype | None = None
+) -> Callable[[], None]:
     opened = open_dataset(data)
     loader = TrainLoader(opened, range(len(opened.ids)), CROP, BATCH, AUGMENT, seed=0)
     batches = endless(loader.epoch)
@@ -67,7 +69,7 @@ def segray_step(model: nn.Module, data: CityscapesData) -> Callable[[], None]:
     def step() -> None:
         images, masks = next(batches).on(CPU)
         optimizer.zero_grad(set_to_none=True)
-        backward(model, images, masks)
+        backward(model, images, masks, dtype=dtype)
         nn.utils.get_total_norm([p.grad for p in model.parameters()])
         optimizer.step()
 
@@ -211,8 +213,10 @@ def main() -> None:
         kind = "segformer" if name == "b0" else "unet"
         loader = workers(samples, data, AUGMENT)
         theirs = Stock() if name == "b0" else build_model(kind, num_classes=CLASSES, **options)
+        ours = [build_model(kind, num_classes=CLASSES, **options) for _ in range(2)]
         contenders = {
-            "segray": segray_step(build_model(kind, num_classes=CLASSES, **options), data),
+            "segray": segray_step(ours[0], data),
+            "segray, train.precision=bf16": segray_step(ours[1], data, torch.bfloat16),
             "PIL, stock, torchmetrics": usual_step(theirs, loader),
         }
         seconds = in_turns(contenders, asked.rounds)
