@@ -52,7 +52,17 @@ def test_segray_imports_and_builds_without_torchvision():
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["sweep", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["sweep", "--help"],
+        ["data", "--help"],
+        ["data", "cache", "--help"],
+        ["bench", "--help"],
+    ],
+)
 def test_importing_segray_and_its_help_load_nothing_large(arguments):
     code = (
         "import contextlib, io, sys, segray\n"

@@ -2,7 +2,8 @@
 
 Peaks are measured on the spot, not read from a data sheet. FLOPs are those of matrix products and
 convolutions (torch.utils.flop_counter; a multiplication and an addition are two). Bytes are
-estimated: every operation reads each of its inputs and writes each of its outputs once, in full.
+estimated: every operation reads each of its inputs once and writes each of its outputs, or what it
+changes in place, once, in full.
 Eager kernels do about that; a large cache, fusion and torch.compile move less.
 """
 
@@ -36,6 +37,7 @@ def bounds(
     copied: int = COPIED,
 ) -> Bounds:
     """The bounds of `step`, a training step of so many images whose products are in `dtype`."""
+    step()  # the first makes the optimizer's moments, which no later one does
     flops, moved = count_work(step)
     a = torch.rand(side, side, dtype=dtype, device=device)
     before = torch.get_float32_matmul_precision()
@@ -68,7 +70,7 @@ def wait_for(device: torch.device) -> None:
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of every operation's inputs and outputs; a view moves none."""
+    """Adds up the bytes of what every operation reads and writes; a view moves none."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -78,12 +80,17 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            leaves = tree_leaves((args, kwargs, out))
-            self.bytes += sum(
-                leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, Tensor)
-            )
+        if not func.is_view and "empty" not in func.__name__:
+            self.bytes += _bytes((args, kwargs, out))
+            if not func._schema.returns:  # what it writes is among its arguments
+                given = zip(func._schema.arguments, args, strict=False)
+                self.bytes += _bytes([value for argument, value in given if argument.is_write])
         return out
+
+
+def _bytes(tree: object) -> int:
+    leaves = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

@@ -28,6 +28,7 @@ from segray.data import (
     cache_root,
     eval_batches,
     loader_threads,
+    to_device,
 )
 from segray.data.samples import Splits
 from segray.models import Segmenter
@@ -243,7 +244,14 @@ class _Measurement:
         clock, found = _Clock(self.device), []
         native = self.trial.metric.evaluate_at == "native"
         batches = itertools.chain.from_iterable(
-            eval_batches(self.dataset, whole, batch_size=EVAL_BATCH, native=native)
+            eval_batches(
+                self.dataset,
+                whole,
+                batch_size=EVAL_BATCH,
+                native=native,
+                pin=self.device.type == "cuda",
+                threads=loader_threads(self.device),
+            )
             for _ in itertools.count()
         )
         for _ in self._turns(share):
@@ -345,7 +353,7 @@ class _Step:
         F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
         lap("loss")
         for one, mask in zip(coarse, batch.native_masks, strict=False):
-            count_upsampled(one, mask.to(self.device))
+            count_upsampled(one, to_device(mask, self.device))
         if not batch.native_masks:
             count_pixels(logits, masks)
         lap("metrics")

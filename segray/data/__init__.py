@@ -1,5 +1,6 @@
 """Images and masks: where they come from, how they are split, cached, augmented and batched."""
 
+from segray.data.augment import to_device
 from segray.data.cache import cache_root, cores
 from segray.data.check import check_dataset
 from segray.data.dataset import Dataset, is_cached, open_dataset, read_splits
@@ -20,4 +21,5 @@ __all__ = [
     "loader_threads",
     "open_dataset",
     "read_splits",
+    "to_device",
 ]

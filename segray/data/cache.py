@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -62,16 +63,16 @@ def open_cache(
     folder = cache_folder(samples, data)
     shape = (len(samples), *data.size)
     with contextlib.suppress(_Unusable):
-        return _map(folder, shape)
+        return _use(folder, shape)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock_path(folder)):
         try:
-            return _map(folder, shape)  # another process may have built it meanwhile
+            return _use(folder, shape)  # another process may have built it meanwhile
         except _Unusable as error:
             if folder.exists():
                 _log.warning("%s is damaged (%s): building it again", folder, error)
         _build(folder, samples, data, progress)
-        return _map(folder, shape)
+        return _use(folder, shape)
 
 
 def is_whole(samples: Sequence[Sample], data: Data) -> bool:
@@ -87,11 +88,21 @@ class _Unusable(Exception):
     """A cache that is not there, or not whole."""
 
 
+def _use(folder: Path, shape: tuple[int, int, int]) -> Arrays:
+    """As `_map`, and notes that the cache was used now."""
+    arrays = _map(folder, shape)
+    with contextlib.suppress(OSError):  # somebody else's cache, or one on a disk that is only read
+        os.utime(folder / META)
+    return arrays
+
+
 def _map(folder: Path, shape: tuple[int, int, int]) -> Arrays:
     """The arrays of N, H, W = `shape`. Raises _Unusable where they are not there as a whole.
 
     Their length and header are looked at, not their pixels: that would read them all.
     """
+    if not (folder / META).is_file():
+        raise _Unusable(f"{META} is missing")
     arrays = []
     for name, expected in (("images.npy", (*shape, 3)), ("masks.npy", shape)):
         try:
@@ -103,13 +114,9 @@ def _map(folder: Path, shape: tuple[int, int, int]) -> Arrays:
             raise _Unusable(f"{name}: {error}") from None
         if array.shape != expected or array.dtype != np.uint8:
             raise _Unusable(f"{name}: expected uint8 {expected}, got {array.dtype} {array.shape}")
+        if (length := (folder / name).stat().st_size) != array.offset + array.nbytes:
+            raise _Unusable(f"{name}: expected {array.offset + array.nbytes} bytes, got {length}")
         arrays.append(array)
-    try:
-        os.utime(folder / META)
-    except FileNotFoundError:
-        raise _Unusable(f"{META} is missing") from None
-    except OSError:  # somebody else's cache, or one on a disk that is only read
-        pass
     return arrays[0], arrays[1]
 
 
@@ -141,8 +148,8 @@ def _build(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     size = data.size
-    temporary = folder.with_suffix(".tmp")
-    discard(folder)  # where it is damaged; and with it what a killed build left
+    temporary = _doomed(folder)
+    discard(folder)  # where it is damaged; and with it what a build killed on this node left
     need = len(samples) * size[0] * size[1] * 4
     free = shutil.disk_usage(folder.parent).free
     if need > 0.95 * free:
@@ -192,12 +199,20 @@ def discard(folder: Path) -> None:
     It is renamed first, so that a kill in between leaves nothing that looks whole. Who has it
     mapped keeps what is mapped.
     """
-    doomed = folder.parent / f"{lock_path(folder).stem}.tmp"
+    doomed = _doomed(folder)
     if folder != doomed:
         shutil.rmtree(doomed, ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _doomed(folder: Path) -> Path:
+    """The name under which this node writes a folder, or deletes it.
+
+    Another node has another: one that the lock does not reach may be writing at the same time.
+    """
+    return folder.parent / f"{lock_path(folder).stem}.{platform.node() or 'here'}.tmp"
 
 
 def _allocate(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:

@@ -20,8 +20,10 @@ from segray.config import RequestError
 from segray.data.cache import META, cache_root, discard, lock_path
 
 # Ours: a cache, a set of scenes, what is being written or what a killed process left of it.
-_OURS = re.compile(r"\.?(images|scenes)-[0-9a-f]+(\.\w+)?")
-DAY = 24 * 60 * 60
+_OURS = re.compile(r"\.?(images|scenes)-[0-9a-f]+(\.[\w.-]+)?")
+_SCRATCH = re.compile(r"bench-\w+")  # of `segray bench`, which takes a minute
+HOUR = 60 * 60
+DAY = 24 * HOUR
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,9 @@ def stored() -> list[Stored]:
     root = cache_root()
     found = []
     for path in root.iterdir() if root.is_dir() else ():
-        if _OURS.fullmatch(path.name) and path.is_dir():
-            with contextlib.suppress(FileNotFoundError):  # renamed or deleted meanwhile
+        with contextlib.suppress(FileNotFoundError):  # renamed or deleted meanwhile
+            left = _SCRATCH.fullmatch(path.name) and time.time() - path.stat().st_mtime > HOUR
+            if path.is_dir() and (left or _OURS.fullmatch(path.name)):
                 found.append(_look_at(path))
     return sorted(found, key=lambda one: (-one.used, one.path.name))
 
@@ -100,6 +103,8 @@ def clear_stored(
                 discard(one.path)
         except Timeout:
             _say(f"{one.path.name} is being built by now and stays")
+        except PermissionError as error:
+            _say(f"{one.path.name} is somebody else's and stays ({error})")
     gone = [one for one in chosen if not one.path.exists()]
     _say(f"freed {_total(gone)}")
 
@@ -112,7 +117,7 @@ def _look_at(path: Path) -> Stored:
     busy = _is_locked(path)
     if busy:
         holds = "being built"
-    elif "." in path.name:
+    elif "." in path.name or _SCRATCH.fullmatch(path.name):
         holds = "left by a process that was killed"
     else:
         try:
@@ -140,6 +145,8 @@ def _is_locked(path: Path) -> bool:
             return False
     except Timeout:
         return True
+    except PermissionError:  # somebody else's lock
+        return False
 
 
 def _list(found: Sequence[Stored]) -> None:

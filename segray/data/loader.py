@@ -133,7 +133,7 @@ def _empty(count: int, size: tuple[int, ...], pin: bool) -> tuple[Tensor, Tensor
 def _ahead(
     groups: list[list[int]], load: Callable[[list[int]], Batch], threads: int
 ) -> Iterator[Batch]:
-    """load(group) for each group in order, by so many threads and up to AHEAD of its use."""
+    """load(group) for each group in order, by so many threads, some of them ahead of their use."""
     waiting: deque[Future[Batch]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="segray-loader") as pool:
         try:

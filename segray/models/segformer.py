@@ -88,12 +88,7 @@ class SegFormer(nn.Module):
         in a row are one: sum_i up(F_i P_i x_i) + sum_i F_i b_i, without the map of 4 D channels.
         """
         head = self.decode_head
-        projections = [stage.proj for stage in head.linear_projections]
-        # (D, 4 D, 1, 1) takes the coarsest stage first -> four of (D, D), finest first
-        fuse = head.linear_fuse.weight.flatten(1).chunk(len(projections), dim=1)[::-1]
-        with torch.autocast(features[0].device.type, enabled=False):  # merged in full precision
-            weights = [f @ p.weight for f, p in zip(fuse, projections, strict=True)]  # (D, C_i)
-            bias = torch.stack([f @ p.bias for f, p in zip(fuse, projections, strict=True)]).sum(0)
+        weights, bias = self._merged()
         # 1.3 times as fast on CPUs in fp32, twice in bf16
         maps = [feature.contiguous(memory_format=torch.channels_last) for feature in features]
         size = maps[0].shape[-2:]
@@ -105,6 +100,17 @@ class SegFormer(nn.Module):
             head.dropout(head.activation(head.batch_norm(fused)))
         )
         return logits
+
+    def _merged(self) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Projection and fusion as one: weights (D, C_i), finest map first, and a bias (D,)."""
+        head = self.decode_head
+        projections = [stage.proj for stage in head.linear_projections]
+        # (D, 4 D, 1, 1) takes the coarsest stage first -> four of (D, D), finest first
+        fuse = head.linear_fuse.weight.flatten(1).chunk(len(projections), dim=1)[::-1]
+        with torch.autocast(fuse[0].device.type, enabled=False):  # merged in full precision
+            weights = [f @ p.weight for f, p in zip(fuse, projections, strict=True)]
+            bias = torch.stack([f @ p.bias for f, p in zip(fuse, projections, strict=True)]).sum(0)
+        return weights, bias
 
     def save_weights(self, folder: Path, class_names: Sequence[str] | None) -> None:
         """Writes model.safetensors and config.json for transformers' `from_pretrained(folder)`."""

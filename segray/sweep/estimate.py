@@ -115,6 +115,7 @@ def facts(config: SweepConfig, stage: Plan) -> dict[str, Any]:
     train["precision"] = "bf16" if bf16 else "fp32"
     here = cores()
     share = here // (stage.concurrent * stage.workers)
+    native = trial.metric.evaluate_at == "native"  # then the masks' own size and format matter
     return {
         "format": FORMAT,
         "machine": {
@@ -131,6 +132,7 @@ def facts(config: SweepConfig, stage: Plan) -> dict[str, Any]:
         "size": list(trial.data.size),
         "classes": len(trial.data.class_names),
         "evaluate_at": trial.metric.evaluate_at,
+        "masks": [trial.data.format, trial.data.root] if native else None,
         "train": train,
     }
 
@@ -280,6 +282,8 @@ def _assumptions(config: SweepConfig, search: Plan, final: Plan | None) -> Itera
             f"at each rung of ASHA the best 1/{eta} of the trials so far go on, and they come in "
             "random order; at most: all go on"
         )
+    if len(reachable(config, "train.epochs")) > 1:
+        yield "every trial has the largest of the searched train.epochs"
     if config.train.early_stop is not None:
         yield "no trial is stopped by its patience"
     if search.concurrent > 1:

@@ -296,7 +296,8 @@ def _finish_tracker(
     images = []
     if positions and spec.wandb["mode"] != "disabled":
         model, _ = _best_model(spec, device)
-        preds = predict_masks(model, dataset, positions, device)
+        dtype = autocast_type(spec.config, device)
+        preds = predict_masks(model, dataset, positions, device, dtype)
         images = [
             TrackedImage(dataset.ids[at], dataset.images[at], dataset.masks[at], pred)
             for at, pred in zip(positions, preds, strict=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segray.data import IGNORE, Dataset, eval_batches, loader_threads
+from segray.data import IGNORE, Dataset, eval_batches, loader_threads, to_device
 from segray.models import Segmenter
 from segray.train import distributed
 from segray.train.metrics import count_pixels, count_upsampled, leading_class, upsample
@@ -68,11 +68,11 @@ def evaluate(
         scored += (masks != IGNORE).sum()
         if native:
             own = zip(coarse, batch.native_masks, strict=True)
-            counts = [count_upsampled(one, mask.to(device)) for one, mask in own]
+            counts = [count_upsampled(one, to_device(mask, device)) for one, mask in own]
         else:
             counts = list(count_pixels(logits, masks))
         pixels += sum(mask.numel() for mask in (batch.native_masks if native else masks))
-        found += zip(group, counts, strict=True)  # they stay on the device until all are there
+        found += zip(group, counts, strict=True)
     on_cpu = [(position, counts.cpu()) for position, counts in found]
     place = dict(distributed.all_workers(on_cpu))
     counted = np.stack([place[position].numpy() for position in positions])
@@ -85,12 +85,17 @@ def evaluate(
 
 @torch.inference_mode()
 def predict_masks(
-    model: nn.Module, dataset: Dataset, positions: Sequence[int], device: torch.device
+    model: nn.Module,
+    dataset: Dataset,
+    positions: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
 ) -> NDArray[np.uint8]:
     """Predicted class indices (len(positions), H, W) of a few images, in this process alone."""
     model.eval()
-    preds = [
-        leading_class(model(batch.on(device)[0])).cpu().numpy()
-        for _, batch in eval_batches(dataset, positions, batch_size=1)
-    ]
+    preds = []
+    for _, batch in eval_batches(dataset, positions, batch_size=1):
+        with autocast(device, dtype):
+            logits = model(batch.on(device)[0])
+        preds.append(leading_class(logits.float()).cpu().numpy())
     return np.concatenate(preds)

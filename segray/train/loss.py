@@ -63,12 +63,16 @@ def soft_dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     probabilities = logits.softmax(1) * (masks != IGNORE)[:, None]  # (N, K, H, W)
     # One number a pixel rather than K: the probability of its true class, summed by class. Ignored
     # pixels have probability 0 in every class and fall into a class of their own, which is cut off.
+    # (bincount would do, but on a GPU it waits for the largest value.)
     truth = masks.clamp(max=k).long()  # (N, H, W)
     of_truth = probabilities.gather(1, truth.clamp(max=k - 1)[:, None])  # (N, 1, H, W)
+    of_class = truth.flatten()
+    ones = torch.ones((), dtype=torch.int64, device=truth.device).expand_as(of_class)
+    pixels = ones.new_zeros(k + 1).index_add_(0, of_class, ones)
     sums = [
-        probabilities.new_zeros(k + 1).index_add(0, truth.flatten(), of_truth.flatten())[:k],
+        probabilities.new_zeros(k + 1).index_add(0, of_class, of_truth.flatten())[:k],
         probabilities.sum((0, 2, 3)),
-        torch.bincount(truth.flatten(), minlength=k + 1)[:k].to(probabilities.dtype),
+        pixels[:k].to(probabilities.dtype),
     ]
     overlap, predicted, size = _over_workers(torch.stack(sums))  # (K,) each
     score = 2 * overlap / (predicted + size).clamp(min=1e-6)

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from segray.config import TrialConfig
+from segray.models import Segmenter
 from segray.train.evaluation import EVAL_BATCH
+from segray.train.metrics import upsample
 from segray.train.optimizer import build_optimizer
 from segray.train.step import autocast, autocast_type, backward, build_trial_model
 
@@ -71,11 +74,13 @@ def measure_step(config: TrialConfig, device: torch.device, room: int) -> StepCo
 def _evaluate(config: TrialConfig, model: nn.Module, device: torch.device) -> None:
     """What validation takes at a time: whole images, whatever crop and batch are."""
     model.eval()
-    with (
-        torch.inference_mode(),
-        autocast(device, autocast_type(config, device)),
-    ):
-        model(torch.rand(EVAL_BATCH, 3, *config.data.size, device=device))
+    assert isinstance(model, Segmenter)
+    images = torch.rand(EVAL_BATCH, 3, *config.data.size, device=device)
+    with torch.inference_mode():
+        with autocast(device, autocast_type(config, device)):
+            coarse = model.coarse(images)
+        logits = upsample(coarse.float(), config.data.size)
+        F.cross_entropy(logits, logits.new_zeros(logits[:, 0].shape, dtype=torch.long))
 
 
 def _step(

@@ -15,11 +15,14 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from common import STREETS, Silent
+
 MODELS = {
     "unet": {"name": "unet", "width": 16, "depth": 4},
     "segformer": {"name": "segformer", "variant": "b0", "width": 0.5},
 }
-T_90 = 1.833  # Student's t of 9 degrees of freedom, 95 % quantile
+SEEDS = 10
+T_90 = 1.833  # Student's t of SEEDS - 1 degrees of freedom, 95 % quantile
 
 
 def training(model: str, precision: str, seed: int, epochs: int, root: str) -> float:
@@ -29,10 +32,6 @@ def training(model: str, precision: str, seed: int, epochs: int, root: str) -> f
     from segray.config import TrialConfig
     from segray.data import open_dataset
     from segray.train import train
-
-    class Silent:
-        def report(self, metrics: dict) -> None:
-            return None
 
     config = TrialConfig.model_validate(
         {
@@ -64,10 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    here = Path(__file__).resolve().parents[3] / "shared/data/streets"
-    parser.add_argument("--data", default=str(here), help="images in Cityscapes' layout")
+    parser.add_argument("--data", default=str(STREETS), help="images in Cityscapes' layout")
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=10, choices=[10], help="pairs")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -87,7 +84,7 @@ def main() -> None:
         return value
 
     for model in asked.models:
-        pairs = [(model, kind, seed) for seed in range(asked.seeds) for kind in ("fp32", "bf16")]
+        pairs = [(model, kind, seed) for seed in range(SEEDS) for kind in ("fp32", "bf16")]
         with ThreadPoolExecutor(asked.jobs) as pool:
             values = list(pool.map(lambda of: run(*of), pairs))
         differences = [b - a for a, b in zip(values[::2], values[1::2], strict=True)]
@@ -96,7 +93,7 @@ def main() -> None:
         shown = "inside" if abs(mean) + half <= 0.01 else "NOT inside"
         print(
             f"{model}: fp32 {statistics.mean(values[::2]):.4f}, bf16 "
-            f"{statistics.mean(values[1::2]):.4f} mean best val/miou of {asked.seeds} seeds, "
+            f"{statistics.mean(values[1::2]):.4f} mean best val/miou of {SEEDS} seeds, "
             f"{asked.epochs} epochs; bf16 - fp32 = {mean:+.4f}, 90 % interval "
             f"[{mean - half:+.4f}, {mean + half:+.4f}]: {shown} +-0.01",
             flush=True,

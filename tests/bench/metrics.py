@@ -26,7 +26,7 @@ def street_masks(count: int, height: int, width: int) -> torch.Tensor:
     table = label_table(ScenesData(format="scenes"))
     paths = sorted((STREETS / "gtFine").rglob("*labelIds.png"))
     if not paths:
-        raise SystemExit(f"no masks below {STREETS}: name the folder with --data")
+        raise SystemExit(f"no masks below {STREETS}")
     chosen = [paths[at * len(paths) // count] for at in range(count)]
     nearest = Image.Resampling.NEAREST
     masks = [np.asarray(Image.open(path).resize((width, height), nearest)) for path in chosen]

@@ -14,20 +14,13 @@ from pathlib import Path
 
 import optuna
 import torch
-from common import arguments, conditions
+from common import Silent, arguments, conditions
 from trials import AT_ONCE, run_clocked, sweep_config
 
 from segray.config import trial_config
 from segray.data import open_dataset
 from segray.sweep import space
 from segray.train import train
-
-
-class Silent:
-    """Takes an epoch's metrics and lets training go on."""
-
-    def report(self, metrics: object) -> None:
-        pass
 
 
 def optimize(config, folder: Path) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import arguments, conditions, in_turns, report
+from common import Silent, arguments, conditions, in_turns, report
 from loader import BATCH, CAMERA, CROP, SIZE, upsize, workers
 from torch import nn
 from torch.nn import functional as F
@@ -158,10 +158,6 @@ def overhead(rounds: int) -> None:
             "threads": torch.get_num_threads(),
         }
     )
-
-    class Silent:
-        def report(self, metrics: dict) -> None:
-            return None
 
     def ours() -> float:
         with tempfile.TemporaryDirectory() as folder:

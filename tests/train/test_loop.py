@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from segray.config import RequestError
 from segray.data import eval_batches, open_dataset
@@ -27,6 +28,7 @@ from segray.train import (
     read_records,
     scores,
 )
+from segray.train.step import backward
 
 AUGMENTED = {
     "train.augment": {"scale": [0.5, 2.0], "flip": 0.5, "brightness": 0.2, "hue": 0.1, "blur": 0.5},
@@ -511,6 +513,17 @@ def test_a_training_learns_with_these_settings_too(tiny, tmp_path: Path, changes
     data = tiny.dataset()
     counted = (data.masks[list(data.splits.val)] != 255).sum()
     assert np.sum(lines[-1]["confusion"]) == pixels * counted
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e6])
+def test_gradients_are_clipped_to_their_global_norm(tiny, tmp_path: Path, limit: float) -> None:
+    config = tiny.config({"train.optimizer.clip_norm": limit})
+    training = loop._Training(config, tiny.dataset(), tmp_path, tiny.Told(), tiny.CPU)
+    batch = next(training.loader.epoch(1))
+    backward(training.net, *batch.on(tiny.CPU))
+    before = training._clip_gradients()
+    after = nn.utils.get_total_norm([p.grad for p in training.model.parameters()])
+    assert float(after) == pytest.approx(min(limit, float(before)), rel=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -15,6 +15,7 @@ from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
 from segray.config import CATEGORIES, ScenesData
 from segray.data.labels import IGNORE, label_table
+from segray.train import metrics
 from segray.train.metrics import count_pixels, scores
 
 STREETS = Path(__file__).parents[3] / "shared" / "data" / "streets"
@@ -213,3 +214,26 @@ def test_ignored_pixels_move_no_score() -> None:
     other[:, :3] = (other[:, :3] + 1) % 7
     first, second = (scores(count(masks, p, 7).sum(0)[:-1], CATEGORIES) for p in (preds, other))
     assert first == second
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 19),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.integers(0, 2**31),
+)
+def test_counting_only_between_classes_counts_as_upsampling_does(
+    classes: int, coarse: tuple[int, int], size: tuple[int, int], seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(classes, *coarse, generator=generator)
+    mask = torch.randint(0, classes + 1, size, generator=generator).to(torch.uint8)
+    mask[mask == classes] = IGNORE
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "SPARSE", 1.1)  # it never gives way to upsampling everything
+        sparse = metrics.count_upsampled(logits, mask)
+        preds = metrics._upsampled_preds(logits, size)
+    full = metrics.upsample(logits[None], size)
+    assert torch.equal(preds, full[0].argmax(0).to(torch.uint8))
+    assert torch.equal(sparse, metrics.count_pixels(full, mask[None])[0])
