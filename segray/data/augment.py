@@ -70,15 +70,14 @@ def draw(augment: Augment, seed: int, epoch: int, position: int) -> Draw:
     )
 
 
-def crop_and_zoom(
-    image: Tensor, mask: Tensor, change: Draw, crop: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Image (H, W, 3) and mask (H, W), uint8 -> (3, h, w) and (h, w) of size `crop`.
+def crop_and_zoom(image: Tensor, mask: Tensor, change: Draw, into: tuple[Tensor, Tensor]) -> None:
+    """Image (H, W, 3) and mask (H, W), uint8 -> `into`: a batch's places (3, h, w) and (h, w).
 
     The crop is cut before it is resized, so that only what a step sees is ever resized. Where the
-    zoomed image is smaller than the crop, the rim is PADDING in the image, IGNORE in the mask. The
-    results may be views, and in any memory format: they are for copying into a batch.
+    zoomed image is smaller than the crop, the rim is PADDING in the image, IGNORE in the mask.
     """
+    canvas, ignored = into
+    crop = ignored.shape
     (top, height, y, h) = _window(image.shape[0], crop[0], change.zoom, change.window[0])
     (left, width, x, w) = _window(image.shape[1], crop[1], change.zoom, change.window[1])
     # (1, 3, height, width) in channels_last: torch resizes that twice as fast as planes.
@@ -90,13 +89,12 @@ def crop_and_zoom(
         labels = torch.from_numpy(labels.numpy().take(rows, 0).take(columns, 1))
     if change.flip:
         pixels, labels = pixels.flip(-1), labels.flip(-1)
-    if (h, w) == crop:
-        return pixels[0], labels
-    canvas = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None].repeat(1, *crop)
+    if (h, w) != crop:
+        for channel, padding in zip(canvas, PADDING, strict=True):
+            channel.fill_(padding)
+        ignored.fill_(IGNORE)
     canvas[:, y : y + h, x : x + w] = pixels[0]
-    ignored = torch.full(crop, IGNORE, dtype=torch.uint8)
     ignored[y : y + h, x : x + w] = labels
-    return canvas, ignored
 
 
 def _nearest(length: int, target: int) -> NDArray[np.int64]:

@@ -71,8 +71,7 @@ class TrainLoader:
             changes = [draw(settings, self.seed, epoch, position) for position in positions]
             images, masks = _empty(len(positions), self.crop, self.pin)
             for at, (position, change) in enumerate(zip(positions, changes, strict=True)):
-                pair = crop_and_zoom(*self.dataset.pair(position), change, self.crop)
-                images[at], masks[at] = pair
+                crop_and_zoom(*self.dataset.pair(position), change, (images[at], masks[at]))
             return Batch(
                 images,
                 masks,
