@@ -574,12 +574,29 @@ class Asha(Frozen):
 
 
 class Budget(Frozen):
-    """When a sweep stops even though trials are left."""
+    """When the search stops even though trials are left. No trial starts that what is left of the
+    budget cannot hold; several sweep files in one command share it evenly."""
 
     hours: Annotated[Number, Field(gt=0)] | None = None
-    """Wall-clock hours; then running trials end after their epoch and no new one starts."""
+    """Wall-clock hours of searching; then running trials end after their epoch."""
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """Hours of training times the GPUs of a trial; then running trials end after their epoch."""
+    epochs: Positive | None = None
+    """Epochs of all trials together, never exceeded."""
     max_failed_trials: Annotated[Whole, Field(ge=0)] = 3
     """One more failed trial than this ends the sweep."""
+
+
+class Failure(Frozen):
+    """What happens to a trial that fails."""
+
+    retries: Annotated[Whole, Field(ge=0)] = 1
+    """How often a trial whose process died or raised goes on from its last epoch."""
+    on_out_of_memory: Literal["stop", "accumulate"] = "stop"
+    """accumulate: once more, with twice train.accumulate, so that a pass holds half the images."""
+    on_divergence: Literal["stop", "keep"] = "stop"
+    """A training whose loss is no longer finite ends. stop: it ranks below all that did not
+    diverge; keep: its best epoch counts as any other's."""
 
 
 class Resources(Frozen):
@@ -671,7 +688,10 @@ class SweepConfig(Frozen):
     early_terminate: Asha | None = None
     run_cap: Positive | None = None
     """Trials in the sweep; null: 20, or with method grid every combination."""
+    keep_trials: Positive = 3
+    """Of how many trials, the best, the weights stay on disk."""
     budget: Budget = Budget()
+    failure: Failure = Failure()
     resources: Resources = Resources()
     final: Final | None = None
     tracking: Tracking = Tracking()

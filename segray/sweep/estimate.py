@@ -25,7 +25,6 @@ from segray.data import cache_root, cores
 from segray.sweep.cluster import Plan, plan, plan_final, this_machine
 from segray.sweep.progress import count
 from segray.sweep.records import write_text
-from segray.sweep.search import KEEP_CHECKPOINTS
 from segray.train import autocast_type
 
 FORMAT = 1
@@ -184,6 +183,8 @@ def estimate(
     epoch_s = bench.epoch_s(images, search.workers)
     most = math.ceil(trials / search.concurrent) * epochs * epoch_s
     passed = epochs_of(trials, epochs, config.early_terminate)
+    if config.budget.epochs is not None:
+        passed, most = min(passed, config.budget.epochs), min(most, config.budget.epochs * epoch_s)
     # However many places there are, one trial runs to its end.
     expected = min(most, max(epochs, passed / search.concurrent) * epoch_s)
     if config.budget.hours is not None:  # running trials end after their epoch
@@ -244,7 +245,7 @@ def checkpoint_bytes(config: SweepConfig, parameters: int, at_once: int) -> int:
     weights = 4 * parameters
     finals = len(config.final.seeds) if config.final else 0
     running = 4 * weights  # best, and last with its moments
-    return KEEP_CHECKPOINTS * weights + max(at_once, finals) * running + (finals + 1) * weights
+    return config.keep_trials * weights + max(at_once, finals) * running + (finals + 1) * weights
 
 
 def time_in_words(found: Estimate) -> str:

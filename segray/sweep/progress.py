@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from segray.sweep.records import TrialResult, ranked
 HEARTBEAT = 30.0  # seconds between status lines where there is no terminal
 FIXED_WIDTH = 54  # columns that the table takes before the first parameter
 ROWS = 12  # ended trials in the live table, the best ones
+_TOLD = ("pruned", "diverged", "failed")  # states that the status line counts
 _COLOURS = {"pruned": "dim", "failed": "red", "diverged": "red", "budget": "yellow"}
 
 
@@ -61,6 +63,7 @@ class Screen:
     _before: int = 0
     _noted: set[str] = field(default_factory=set)
     _last_line: float = 0.0
+    _budget: Callable[[], str] = lambda: ""
     _live: Live | None = None
     _lively: bool = False  # whether the terminal can redraw lines
 
@@ -102,8 +105,17 @@ class Screen:
             yield tell
 
     @contextlib.contextmanager
-    def trials(self, total: int, ended: Sequence[TrialResult] = ()) -> Iterator[None]:
-        """Show `total` trials as they come and go; `ended` have ended before."""
+    def trials(
+        self,
+        total: int,
+        ended: Sequence[TrialResult] = (),
+        budget: Callable[[], str] = lambda: "",
+    ) -> Iterator[None]:
+        """Show `total` trials as they come and go; `ended` have ended before.
+
+        `budget` says what is used of it, if there is one.
+        """
+        self._budget = budget
         self.total, self.ended, self.running = total, list(ended), {}
         self._before = len(ended)
         self._searching_since = self._last_line = time.monotonic()
@@ -129,6 +141,11 @@ class Screen:
         if self._live is None and time.monotonic() - self._last_line > HEARTBEAT:
             self.say(self._status())
             self._last_line = time.monotonic()
+
+    def again(self, trial_id: str, why: str) -> None:
+        """A trial has failed, and will start again from its last epoch."""
+        self.running.pop(trial_id, None)
+        self.say(f"{trial_id}: {why}")
 
     def end(self, result: TrialResult) -> None:
         """A trial has ended."""
@@ -160,7 +177,12 @@ class Screen:
         shown += [trial.best for trial in self.running.values()]
         values = [value for value in shown if value is not None]
         top = f"{(max if self.goal == 'maximize' else min)(values):.4f}" if values else "-"
-        return f"{len(self.ended)}/{self.total} trials  best {top}  ETA {self._eta()}"
+        states = Counter[str](trial.outcome.state for trial in self.ended)
+        kinds = "".join(f"  {n} {state}" for state in _TOLD if (n := states[state]))
+        budget = f"  {used}" if (used := self._budget()) else ""
+        return (
+            f"{len(self.ended)}/{self.total} trials{kinds}  best {top}{budget}  ETA {self._eta()}"
+        )
 
     def _eta(self) -> str:
         """From the share of the trials' epochs that is done; ended trials count as whole."""

@@ -28,7 +28,15 @@ from typing import IO, Any, Literal
 
 from pydantic import ValidationError
 
-from segray.config import RequestError, SweepConfig, TrialConfig, dump, load_sweep, one_line
+from segray.config import (
+    RequestError,
+    SweepConfig,
+    TrialConfig,
+    dump,
+    load_sweep,
+    one_line,
+    trial_count,
+)
 from segray.config.yaml_file import read as read_yaml
 from segray.train import Outcome, read_records
 
@@ -59,6 +67,9 @@ class TrialSpec:
     wandb: Mapping[str, Any]
     cpus: int  # that each worker is given; config.threads, which decides numbers, may be another
     scores_test: bool = False  # the final stage alone
+    keeps_diverged: bool = False  # failure.on_divergence: keep
+    note: str = ""  # what the record should say beside how it ended
+    halved: bool = False  # it ran out of memory once, and now takes a batch in more passes
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,10 @@ class RunFolder:
             raise RequestError(
                 f"{path} was made by `segray {folder.kind}`: go on with {folder.resume_command()}"
             )
-        before, now = (_flat(c) for c in (folder.config(), config))
+        recorded = folder.config()
+        if folder.extended:  # then the number of trials is the folder's own
+            config = config.model_copy(update={"run_cap": recorded.run_cap})
+        before, now = (_flat(c) for c in (recorded, config))
         changed = [
             f"  {key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
             for key in dict.fromkeys([*before, *now])
@@ -133,12 +147,38 @@ class RunFolder:
         ]
         if changed:
             lines = "\n".join(changed)
+            more = "; --extend N adds trials" if "\n  run_cap:" in f"\n{lines}" else ""
             raise RequestError(
                 f"{folder.path} was begun with other settings, and its trials could not be "
                 f"compared with new ones:\n{lines}\nGive the new settings another name "
                 f"(name={config.name}-2), or go on with the old ones: {folder.resume_command()}"
+                f"{more}"
             )
         return folder
+
+    @property
+    def extended(self) -> bool:
+        """Whether trials were added to the sweep since it began."""
+        return "\n# extended: " in (self.path / "sweep.yaml").read_text(encoding="utf-8")
+
+    def extend(self, trials: int) -> int:
+        """Add trials to the sweep, which must be held; returns how many it has then."""
+        file = self.path / "sweep.yaml"
+        recorded = self.config()
+        total = trial_count(recorded) + trials
+        if recorded.method == "grid":
+            total = min(total, trial_count(recorded.model_copy(update={"run_cap": None})))
+            if total == trial_count(recorded):
+                raise RequestError(
+                    f"{self.path} has run every combination of its grid, {total} trials: there is "
+                    "nothing to add; give it more values under another name="
+                )
+        lines = file.read_text(encoding="utf-8").splitlines()
+        header = [line for line in lines if line.startswith("#")]
+        header.append(f"# extended: {_now()}, to {total} trials")
+        plain = recorded.model_copy(update={"run_cap": total}).model_dump(mode="json")
+        write_text(file, "\n".join(header) + "\n" + dump(plain))
+        return total
 
     @classmethod
     def remove_smoke_test(cls, config: SweepConfig) -> None:
@@ -254,6 +294,17 @@ class RunFolder:
         """The folder of a final training."""
         return self.path / "final" / f"seed_{seed}"
 
+    @property
+    def past_finals(self) -> int:
+        """How many final stages were set aside, as trials that were added found a new winner."""
+        return len(list(self.path.glob("final-before-*")))
+
+    def set_final_aside(self) -> Path:
+        """Keep the final stage of an earlier winner under another name."""
+        aside = self.path / f"final-before-{self.past_finals + 1}"
+        (self.path / "final").rename(aside)
+        return aside
+
     def write_leaderboard(self, results: Iterable[TrialResult], goal: str) -> None:
         """leaderboard.csv: a row a trial, the best first, failures last."""
         rows = [row(result) for result in ranked(results, goal)]
@@ -275,11 +326,15 @@ class RunFolder:
             f"# id: {self.sweep_id}",
             f"# kind: {self.kind}",
             f"# config sha256: {digest}",
-            f"# started: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
+            f"# started: {_now()}",
             *([f"# command: {' '.join(map(_quoted, command))}"] if command else []),
             f"# versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         ]
         return "\n".join(header) + "\n" + dump(plain)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def ranked(results: Iterable[TrialResult], goal: str) -> list[TrialResult]:
@@ -288,7 +343,7 @@ def ranked(results: Iterable[TrialResult], goal: str) -> list[TrialResult]:
 
     def key(result: TrialResult) -> tuple[bool, bool, float, str]:
         outcome = result.outcome
-        broken = outcome.state in ("diverged", "failed")
+        broken = outcome.broken
         unscored = outcome.objective is None
         return broken, unscored, sign * (outcome.objective or 0.0), result.id
 

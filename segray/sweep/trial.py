@@ -23,7 +23,6 @@ from segray.data import Dataset, open_dataset
 from segray.sweep.records import (
     TrialSpec,
     at_work_in,
-    failed_outcome,
     write_config,
     write_outcome,
     write_text,
@@ -55,21 +54,17 @@ Tell = Callable[[Metrics], Stop | None]
 def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
     """Train a trial to its end, in each of its workers; worker 0 keeps the records and tracks.
 
-    A trial that was begun before goes on. What is raised has been written to the trial's log.txt,
-    and where one worker trains to outcome.json: of several, one sees no more than that another is
-    gone, and whoever runs them says how it ended.
+    A trial that was begun before goes on. What is raised has been written to the trial's log.txt;
+    whether the trial has failed with it is for whoever runs it to say, as it may be tried again.
     """
     first = distributed.rank() == 0
     printed = _printed_to(spec.folder / "log.txt") if first else contextlib.nullcontext()
     with at_work_in(spec.run_folder), printed:
         try:
             return _run(spec, device, tell, first)
-        except Exception as error:
+        except Exception:
             if first:
                 traceback.print_exc()
-            if distributed.world_size() == 1:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                write_outcome(spec.folder, failed_outcome(spec.folder, reason))
             raise
 
 
@@ -179,6 +174,9 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
+        if outcome.state == "diverged" and outcome.best_epoch is not None:
+            outcome = replace(outcome, kept=spec.keeps_diverged)
+        outcome = replace(outcome, note=spec.note)
         scored = spec.scores_test and outcome.best_epoch is not None
         test = _score_test(spec, dataset, device) if scored else {}
     except _Orphaned:
@@ -197,7 +195,8 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
             traceback.print_exc()
             tracker.finish({"state": outcome.state})
         if tracker.warning is not None:
-            outcome = replace(outcome, note=tracker.warning)
+            note = "; ".join(filter(None, [spec.note, tracker.warning]))
+            outcome = replace(outcome, note=note)
             write_outcome(spec.folder, outcome)
     return outcome
 
@@ -230,7 +229,8 @@ class _Reporter:
 
 def _shown(metrics: Metrics) -> Metrics:
     """What the tracker is told."""
-    return {name: value for name, value in metrics.items() if name != "confusion"}
+    hidden = ("confusion", "time/ended")
+    return {name: value for name, value in metrics.items() if name not in hidden}
 
 
 def _headline(metrics: Metrics) -> Metrics:

@@ -64,6 +64,12 @@ class Outcome:
     epochs: int
     seconds: float
     note: str = ""  # what went wrong beside the training, such as tracking
+    kept: bool = False  # it diverged, and its best epoch counts all the same
+
+    @property
+    def broken(self) -> bool:
+        """Whether it ranks below every training that did not break."""
+        return self.state == "failed" or (self.state == "diverged" and not self.kept)
 
 
 @dataclass
@@ -272,6 +278,7 @@ class _Training:
             "best_epoch": at.best_epoch,
             "objective": self._objective(),
             "time/epoch_s": seconds,
+            "time/ended": time.time(),  # in seconds since 1970: in which order trials came so far
             "confusion": confusion.tolist(),
         }
         if self.rank == 0:
