@@ -208,13 +208,16 @@ def show_patience(path: Path, *, as_json: bool = False) -> None:
     rows = [summarise(p, column, metric.goal) for p, column in enumerate(columns, start=1)]
     won = winner([ran for ran, _ in trials], metric.goal)
     if as_json:
+        known = ("epochs", "best", "best_epoch", "objective")
         whole = {
             "run": str(path),
             "metric": metric.model_dump(mode="json"),
             "winner": won.trial if won else None,
             "patiences": [asdict(row) for row in rows],
             "trials": [
-                asdict(course) | {"ran": asdict(ran), "replays": [asdict(c[at]) for c in columns]}
+                asdict(course)
+                | {name: getattr(ran, name) for name in known}
+                | {"replays": [asdict(column[at]) for column in columns]}
                 for at, (ran, course) in enumerate(trials)
             ],
         }
@@ -329,11 +332,10 @@ def _legend(rows: Sequence[Row]) -> Iterator[str]:
     if any(row.known > row.earlier for row in rows):
         yield "-  p would not have ended it earlier"
     if any(row.at_least for row in rows):
-        yield "+  at least: it was cut short itself (ASHA, budget, a fault), or has not ended"
+        yield "+  at least: it was cut short itself (ASHA, budget, a fault) or has not ended"
     if any(row.unknown for row in rows):
-        yield "?  not known, and in no figure: it was cut short (also by a smaller patience), or"
-        yield "   has not ended, before p could have ended it; beside the best: one of those may"
-        yield "   be better"
+        yield "?  unknown, and in no figure: it ended for another reason, or by a smaller"
+        yield "   patience, before p could end it; beside the best: one of those may be better"
 
 
 def _findings(
@@ -342,21 +344,21 @@ def _findings(
     """What stands out, in words."""
     yield _free(rows, trials)
     if won is not None and trials > 1:
-        other = [row for row in rows if row.best_trial != won.trial]
+        known = ", as far as is known" if any(row.unknown for row in rows) else ""
         for label, (trial, best) in _merged(
-            (str(row.patience), (str(row.best_trial), _value(row.best))) for row in other
+            (str(row.patience), (str(row.best_trial), _value(row.best))) for row in rows
         ):
-            yield (
-                f"At p = {label} trial {trial} would have won, with {best}, instead of "
-                f"{won.trial} with {_value(won.best)}."
-            )
-        if not other:
-            known = ", as far as is known" if any(row.unknown for row in rows) else ""
+            if trial != won.trial:
+                yield (
+                    f"At p = {label} trial {trial} would have won, with {best}, instead of "
+                    f"{won.trial} with {_value(won.best)}{known}."
+                )
+        if all(row.best_trial == won.trial for row in rows):
             yield f"Trial {won.trial} would have won at every p{known}."
     if config.metric.cost_per_epoch:
         yield (
-            f"The best is ranked with {config.metric.cost_per_epoch:g} taken off for each epoch "
-            "(metric.cost_per_epoch); what is lost is without that."
+            f"To win, a trial pays {config.metric.cost_per_epoch:g} for each epoch "
+            "(metric.cost_per_epoch); what is lost is without that price."
         )
     if folder.kind == "sweep" and (config.method == "tpe" or config.early_terminate):
         yield (

@@ -335,9 +335,9 @@ def test_a_real_sweep_with_asha_and_a_trial_that_diverged(finished, patience):
     assert len(found["patiences"]) == 3
     for trial, ended in zip(found["trials"], result.trials, strict=True):
         outcome = ended.outcome
-        assert (trial["state"], len(trial["values"])) == (outcome.state, outcome.epochs)
-        assert trial["ran"]["objective"] == outcome.objective
-        assert trial["ran"]["seconds"] == pytest.approx(outcome.seconds, abs=1e-3)
+        assert (trial["state"], trial["epochs"]) == (outcome.state, outcome.epochs)
+        assert (trial["best"], trial["objective"]) == (outcome.best_value, outcome.objective)
+        assert sum(trial["seconds"]) == pytest.approx(outcome.seconds, abs=1e-3)
         whole = trial["replays"][-1]
         assert whole["says"] == ("exact" if outcome.state == "finished" else "unknown")
     states = {trial["state"] for trial in found["trials"]}
