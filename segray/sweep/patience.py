@@ -363,7 +363,7 @@ def _findings(
     if folder.kind == "sweep" and (config.method == "tpe" or config.early_terminate):
         yield (
             "The trials are those of this sweep: run with another patience, it would have drawn "
-            "and pruned others."
+            "or pruned others."
         )
 
 
