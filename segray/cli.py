@@ -175,6 +175,32 @@ def status(runs: Runs) -> None:
 
 
 @app.command()
+def patience(
+    runs: Runs,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as a JSON object a run.")
+    ] = False,
+) -> None:
+    """What each patience would have cost and saved in a run, replayed from its records.
+
+    Early stopping is replayed on every trial, epoch by epoch, for each patience up to the largest
+    that one ran with. It trains nothing. A trial that was cut short (by a smaller patience, ASHA,
+    the budget or a fault) says nothing about what would have come after: it is marked, counted, and
+    left out.
+
+    Examples:
+
+        segray patience runs/unet
+
+        segray patience runs/unet --json > patience.json
+    """
+    from segray.sweep.patience import show_patience
+
+    for run in runs:
+        show_patience(Path(run), as_json=as_json)
+
+
+@app.command()
 def clean(
     runs: Runs,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

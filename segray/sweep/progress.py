@@ -74,9 +74,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line, with the time since the start."""
-        self.console.print(
-            Text(f"[{_clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True
-        )
+        self.console.print(Text(f"[{clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True)
 
     def line(self, text: str) -> None:
         """A line as it is."""
@@ -191,7 +189,7 @@ class Screen:
         if here <= 0 or not self.total:
             return "-"
         passed = time.monotonic() - self._searching_since
-        return _clock(passed * max(0.0, self.total - done) / here)
+        return clock(passed * max(0.0, self.total - done) / here)
 
     def _last(self, trial: Running) -> int:
         """The epoch that a trial would reach."""
@@ -202,8 +200,8 @@ class Screen:
         hidden = len(best) - ROWS
         table = self._rows(best[:ROWS], list(self.running.values()), None)
         more = [Text(f"  and {hidden} more trials below these", style="dim")] if hidden > 0 else []
-        clock = _clock(time.monotonic() - self.began)
-        return Group(table, *more, Text(f"{self._status()}  elapsed {clock}", style="bold"))
+        elapsed = clock(time.monotonic() - self.began)
+        return Group(table, *more, Text(f"{self._status()}  elapsed {elapsed}", style="bold"))
 
     def _rows(
         self, ended: Sequence[TrialResult], running: Sequence[Running], title: str | None
@@ -298,7 +296,8 @@ def _brief(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """0:40, 12:05, 3:20:00."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

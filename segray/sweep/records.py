@@ -339,15 +339,15 @@ def _now() -> str:
 
 def ranked(results: Iterable[TrialResult], goal: str) -> list[TrialResult]:
     """Best objective first; a trial that diverged or failed comes after all that did not."""
+    return sorted(results, key=lambda r: rank(r.id, r.outcome.broken, r.outcome.objective, goal))
+
+
+def rank(
+    trial_id: str, broken: bool, objective: float | None, goal: str
+) -> tuple[bool, bool, float, str]:
+    """What trials are sorted by, as `ranked` has them."""
     sign = -1 if goal == "maximize" else 1
-
-    def key(result: TrialResult) -> tuple[bool, bool, float, str]:
-        outcome = result.outcome
-        broken = outcome.broken
-        unscored = outcome.objective is None
-        return broken, unscored, sign * (outcome.objective or 0.0), result.id
-
-    return sorted(results, key=key)
+    return broken, objective is None, sign * (objective or 0.0), trial_id
 
 
 @contextlib.contextmanager
@@ -369,7 +369,7 @@ def read_config(folder: Path) -> TrialConfig | None:
     path = folder / "config.yaml"
     if not path.is_file():
         return None
-    with _reading(path):
+    with reading(path):
         plain, _ = read_yaml(path)
         del plain["assignment"]
         return TrialConfig.model_validate(plain)
@@ -380,7 +380,7 @@ def read_assignment(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
-    with _reading(path):
+    with reading(path):
         return dict(read_yaml(path)[0]["assignment"])
 
 
@@ -394,7 +394,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     path = folder / "outcome.json"
     if not path.is_file():
         return None
-    with _reading(path):
+    with reading(path):
         return Outcome(**json.loads(path.read_text()))
 
 
@@ -426,7 +426,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Raises RequestError for what this version does not understand in a trial's record."""
     try:
         yield
