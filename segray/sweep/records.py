@@ -32,6 +32,7 @@ from segray.config import (
     RequestError,
     SweepConfig,
     TrialConfig,
+    WorkError,
     dump,
     load_sweep,
     one_line,
@@ -356,6 +357,19 @@ def at_work_in(run_folder: Path) -> Iterator[None]:
     with (run_folder / LOCK).open("a+") as file:
         _lock(file, fcntl.LOCK_SH)
         yield
+
+
+def alone_with(file: IO[str]) -> None:
+    """Wait until no other process holds `file`, and hold it until it is closed.
+
+    Of a trial whose process died, workers can live on for a moment. Raises WorkError where one
+    still does after ORPHANS_S.
+    """
+    until = time.monotonic() + ORPHANS_S
+    while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if time.monotonic() > until:
+            raise WorkError(f"another process still writes {file.name} after {ORPHANS_S:g} s")
+        time.sleep(0.1)
 
 
 def write_config(spec: TrialSpec) -> None:

@@ -22,6 +22,7 @@ import torch
 from segray.data import Dataset, open_dataset
 from segray.sweep.records import (
     TrialSpec,
+    alone_with,
     at_work_in,
     write_config,
     write_outcome,
@@ -328,14 +329,12 @@ def _best_model(spec: TrialSpec, device: torch.device) -> tuple[torch.nn.Module,
 
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
-    """What Python prints meanwhile goes to the end of `path`."""
+    """What Python prints meanwhile goes to the end of `path`, which no other process has then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("a", buffering=1) as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-    ):
-        yield
+    with path.open("a", buffering=1) as file:
+        alone_with(file)
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            yield
 
 
 @contextlib.contextmanager
