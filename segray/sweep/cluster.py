@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import atexit
 import contextlib
 import logging
 import math
@@ -136,12 +137,15 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ended = threading.Event()
-    if not address:
-        threading.Thread(target=_watch, args=(ended,), daemon=True, name="segray-ray").start()
+    threading.Thread(target=_watch, args=(ended,), daemon=True, name="segray-ray").start()
     try:
         yield _resources(ray.nodes())
     finally:
-        ray.shutdown()
+        if dead_process():  # to leave it in order would take minutes, and end this process at once
+            ray._private.worker._global_node.kill_all_processes(check_alive=False)
+            atexit.register(_exit_now)  # before what Ray registered
+        else:
+            ray.shutdown()
         ended.set()
 
 
@@ -157,12 +161,14 @@ def dead_process() -> str | None:
     return None
 
 
-def lost(dead: str) -> WorkError:
-    """What to say once Ray is gone."""
-    return WorkError(
-        f"Ray's process {dead} died, and Ray with it; every trial stands at its last epoch. The "
-        "same command with --resume goes on"
-    )
+class RayLost(WorkError):
+    """Ray is gone, and this process can start no other."""
+
+    def __init__(self, dead: str) -> None:
+        super().__init__(
+            f"Ray's process {dead} died, and Ray with it; every trial stands at its last epoch. "
+            "The same command with --resume goes on"
+        )
 
 
 def _watch(ended: threading.Event) -> None:
@@ -176,9 +182,15 @@ def _watch(ended: threading.Event) -> None:
                 return
             _thread.interrupt_main()
             if not ended.wait(PATIENCE_S):
-                sys.stderr.write(f"error: {lost(dead)}\n")
-                os._exit(WorkError.exit_code)
+                sys.stderr.write(f"error: {RayLost(dead)}\n")
+                _exit_now()
             return
+
+
+def _exit_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(RayLost.exit_code)
 
 
 def this_machine() -> dict[str, float]:

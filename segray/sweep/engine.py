@@ -27,7 +27,7 @@ from ray.tune.search import Searcher
 from segray.config import WorkError
 from segray.config.schema import Failure
 from segray.sweep.board import Past, open_board
-from segray.sweep.cluster import Plan, dead_process, lost
+from segray.sweep.cluster import Plan, RayLost, dead_process
 from segray.sweep.faults import Fault, halved, oom_kills, put_down, understand
 from segray.sweep.progress import Screen
 from segray.sweep.records import (
@@ -179,7 +179,7 @@ class _Desk:
         if self._interrupted:
             raise KeyboardInterrupt
         if dead := dead_process():
-            raise _Stopped(lost(dead))
+            raise _Stopped(RayLost(dead))
 
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: none now, and none at all once no trial is `busy`."""

@@ -27,7 +27,7 @@ from segray.data import Dataset, open_dataset
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.budget import shared
-from segray.sweep.cluster import Plan, dead_process, lost, plan, ray_cluster, this_machine
+from segray.sweep.cluster import Plan, RayLost, dead_process, plan, ray_cluster, this_machine
 from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import (
@@ -96,7 +96,7 @@ def run_sweeps(
         screen = _screen(config)
         try:
             results.append(run_sweep(config, screen, resume=resume, extend=extend, command=command))
-        except Interrupted:
+        except (Interrupted, RayLost):
             raise
         except Exception as error:
             if len(configs) == 1:
@@ -233,7 +233,7 @@ def _interruptible(folder: RunFolder) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if dead := dead_process():
-            raise lost(dead) from None
+            raise RayLost(dead) from None
         raise Interrupted(
             f"interrupted; everything so far is in {folder.path}. The same command with --resume "
             "goes on"
