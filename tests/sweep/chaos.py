@@ -23,10 +23,18 @@ VICTIMS = {
     "gcs_server": ("/gcs/gcs_server",),
     "all of Ray": ("ray::", "/ray/"),
 }
-ENDS_RAY = ("raylet", "gcs_server", "all of Ray")
-WEIGHTS = {"driver": 3, "trial": 3, "worker": 3, "board": 2, "all of Ray": 2}
-PAUSE_S = (0.2, 6.0)  # between two kills
-END_S = 60.0  # for a driver to notice that Ray is gone
+WEIGHTS = {
+    "driver": 2,
+    "trial": 3,
+    "worker": 2,
+    "board": 2,
+    "all of Ray": 2,
+    "raylet": 1,
+    "gcs_server": 1,
+}
+ANY_MOMENT = ("driver", "all of Ray")  # of a sweep, its start included
+START_S = 25.0
+END_S = 240.0  # for a driver that nobody kills any more
 
 
 def alive(kind: str) -> list[int]:
@@ -53,26 +61,45 @@ def kill(kind: str, driver: subprocess.Popen) -> bool:
 def main() -> None:
     file, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     chance = random.Random(seed)
-    run = file.parent / "runs"
     killed, endings = [], []
     log = (file.parent / "output.txt").open("a")
     while not endings or endings[-1] != 0:
         command = [sys.executable, "-m", "segray", "sweep", str(file), "--resume"]
-        driver = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        while driver.poll() is None and not list(run.glob("*/*/*/metrics.jsonl")):
-            time.sleep(0.1)
+        driver = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+        )
         while driver.poll() is None:
-            time.sleep(chance.uniform(*PAUSE_S))
-            if len(killed) < kills and driver.poll() is None:
-                kind = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-                if kill(kind, driver):
-                    killed.append(kind)
-                    if kind in ENDS_RAY:
-                        driver.wait(END_S)
+            if len(killed) == kills:
+                wait_for(driver, END_S)
+                continue
+            kind = chance.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+            if kind in ANY_MOMENT:
+                time.sleep(chance.uniform(0, START_S))
+            else:  # those are not always there
+                since = time.monotonic()
+                while driver.poll() is None and not alive(kind) and time.monotonic() - since < 30:
+                    time.sleep(0.05)
+                time.sleep(chance.uniform(0, 3))
+            if driver.poll() is None and kill(kind, driver):
+                killed.append(kind)
+                log.write(f"--- killed {kind}\n")
+                log.flush()
+                if kind == "driver":
+                    driver.wait()
         endings.append(driver.returncode)
         assert driver.returncode in (0, 1, -signal.SIGKILL), driver.returncode
-        assert len(endings) < 2 * kills + 3, endings
     print(json.dumps({"killed": killed, "endings": endings}))
+
+
+def wait_for(driver: subprocess.Popen, seconds: float) -> None:
+    try:
+        driver.wait(seconds)
+    except subprocess.TimeoutExpired:
+        driver.send_signal(signal.SIGABRT)  # where it hangs is then in its output
+        driver.wait()
 
 
 if __name__ == "__main__":
