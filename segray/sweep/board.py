@@ -22,8 +22,9 @@ if TYPE_CHECKING:  # it brings torch, which this actor has no use for: 200 MB
     from segray.train import Stop
 
 NAMESPACE = "segray"
-Past = Mapping[str, Sequence[tuple[int, float]]]
-"""Trial -> (epoch, objective) of the epochs that it reported before this board was opened."""
+Past = Mapping[str, tuple[Sequence[tuple[int, float]], bool]]
+"""Trial -> (epoch, objective) of the epochs that it reported before this board was opened, and
+whether it had finished by then."""
 
 
 class Board:
@@ -39,24 +40,42 @@ class Board:
         """`deadline` is in seconds since 1970; past it every trial is asked to end."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", message="The reported value is ignored")
-        self._study = optuna.create_study(direction=direction, pruner=pruner)
-        self._trials: dict[str, optuna.Trial] = {}
+        # Hyperband finds a trial's bracket from the study's name and the trial's number.
+        self._study = optuna.create_study(study_name="board", direction=direction, pruner=pruner)
+        self._trials: list[optuna.Trial] = []
         self._deadline: float | None = None
         self._closed = False
-        for trial_id, curve in past.items():  # the pruner notes a rung when it is asked
-            for epoch, objective in curve:
+        for trial_id, (curve, finished) in past.items():
+            for epoch, objective in curve:  # the pruner notes a rung when it is asked
                 self.report(trial_id, epoch, objective)
+            if finished:
+                self.finish(trial_id)
         self._deadline = deadline
 
     def report(self, trial_id: str, epoch: int, objective: float) -> Stop | None:
         """Post a trial's objective after an epoch; why it has to end, or None."""
         if self._closed or (self._deadline is not None and time.time() > self._deadline):
             return "budget"
-        if trial_id not in self._trials:
-            self._trials[trial_id] = self._study.ask()
-        trial = self._trials[trial_id]
+        if isinstance(self._study.pruner, optuna.pruners.NopPruner):
+            return None  # also of the final stage, whose trials have no numbers
+        trial = self._trial(trial_id)
         trial.report(objective, epoch)
         return "pruned" if trial.should_prune() else None
+
+    def finish(self, trial_id: str) -> None:
+        """A trial has finished: the median is that of such trials."""
+        if isinstance(self._study.pruner, optuna.pruners.NopPruner):
+            return
+        trial = self._trial(trial_id)
+        values = self._study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if values:
+            self._study.tell(trial, values[max(values)])
+
+    def _trial(self, trial_id: str) -> optuna.Trial:
+        """The board's trial of the same number, whichever reports first."""
+        while len(self._trials) <= int(trial_id):
+            self._trials.append(self._study.ask())
+        return self._trials[int(trial_id)]
 
     def close(self) -> None:
         """Ask every trial to end after its epoch."""

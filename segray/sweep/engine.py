@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from optuna.pruners import BasePruner
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
@@ -25,6 +26,7 @@ from segray.sweep.board import Past, open_board
 from segray.sweep.cluster import Plan
 from segray.sweep.progress import Screen
 from segray.sweep.records import (
+    FINISHED,
     RunFolder,
     TrialResult,
     TrialSpec,
@@ -56,7 +58,7 @@ def run_trials(
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed sweep
     handle = open_board(board, pruner, goal, deadline, past or {})
-    booking = _Booking(queue, screen, lambda: ray.get(handle.close.remote()))
+    booking = _Booking(queue, screen, handle)
     if stage.workers == 1:
         resources = {"CPU": stage.threads} | (
             {"GPU": stage.gpus_per_worker} if stage.gpus_per_worker else {}
@@ -130,10 +132,10 @@ class _Source(Searcher):
 
 
 class _Booking(tune.Callback):
-    """Books what Tune says of a trial: on the screen, and with the queue."""
+    """Books what Tune says of a trial: on the screen, on the board, and with the queue."""
 
-    def __init__(self, queue: Queue, screen: Screen, close_board: Any) -> None:
-        self._queue, self._screen, self._close_board = queue, screen, close_board
+    def __init__(self, queue: Queue, screen: Screen, board: ActorHandle) -> None:
+        self._queue, self._screen, self._board = queue, screen, board
         self._interrupted = False
 
     @contextlib.contextmanager
@@ -206,5 +208,7 @@ class _Booking(tune.Callback):
         result = TrialResult(spec.id, spec.folder, spec.assignment, outcome)
         self._screen.end(result)
         self._queue.end(result)
+        if outcome.state in FINISHED:
+            ray.get(self._board.finish.remote(spec.id))
         if self._queue.closed:
-            self._close_board()
+            ray.get(self._board.close.remote())

@@ -27,6 +27,7 @@ from segray.sweep import space
 from segray.sweep.cluster import Plan
 from segray.sweep.progress import count
 from segray.sweep.records import (
+    FINISHED,
     RunFolder,
     TrialResult,
     TrialSpec,
@@ -105,17 +106,19 @@ class Search:
         """How many of the asked trials have not ended."""
         return self.total - len(self.results)
 
-    def past(self) -> dict[str, list[tuple[int, float]]]:
-        """(epoch, objective) of what trials reported before this search was opened.
+    def past(self) -> dict[str, tuple[list[tuple[int, float]], bool]]:
+        """What trials reported before this search was opened, as a board takes it.
 
         A trial that goes on reports its last epoch again.
         """
         unfinished = {spec.id for spec in self.unfinished}
+        finished = {result.id for result in self.results if result.outcome.state in FINISHED}
         curves = {}
         for trial_id in self.asked:
             records = read_records(self.folder.trial(trial_id) / "metrics.jsonl")
             known = records[:-1] if trial_id in unfinished else records
-            curves[trial_id] = [(record["epoch"], record["objective"]) for record in known]
+            curve = [(record["epoch"], record["objective"]) for record in known]
+            curves[trial_id] = curve, trial_id in finished
         return curves
 
     def next(self) -> TrialSpec | None:
@@ -161,6 +164,7 @@ class Search:
             assignment = space.suggest(trial, self.config.parameters)
             if satisfied(self.config, assignment):
                 return trial, assignment
+            trial.set_user_attr("refused", [number, attempt])
             self.study.tell(trial, state=TrialState.FAIL)
         raise WorkError(
             f"require: none of {DRAWS} draws for trial {number:03d} met it; widen parameters or "
@@ -186,6 +190,7 @@ class Search:
         for record in read_records(result.folder / "metrics.jsonl"):
             if record["epoch"] not in frozen.intermediate_values:  # a booking that was killed
                 trial.report(record["objective"], record["epoch"])
+        trial.set_user_attr("state", "failed" if failed else state)  # Optuna has fewer
         if failed:
             self.study.tell(trial, state=TrialState.FAIL)
         elif state in ("pruned", "diverged"):
