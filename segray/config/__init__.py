@@ -9,6 +9,7 @@ from segray.config.assignment import (
     satisfied,
     trial_config,
     trial_count,
+    unmodelled,
 )
 from segray.config.errors import (
     ConfigError,
@@ -78,4 +79,5 @@ __all__ = [
     "satisfied",
     "trial_config",
     "trial_count",
+    "unmodelled",
 ]

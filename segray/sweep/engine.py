@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from typing import Any
 import ray
 from optuna.pruners import BasePruner
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from segray.config import WorkError
 from segray.config.schema import Failure
-from segray.sweep.board import Past, open_board
+from segray.sweep.board import open_board
 from segray.sweep.cluster import Plan, RayLost, dead_process
 from segray.sweep.faults import Fault, halved, oom_kills, put_down, understand
 from segray.sweep.progress import Screen
 from segray.sweep.records import (
+    FINISHED,
     RunFolder,
     TrialResult,
     TrialSpec,
@@ -55,19 +57,17 @@ def run_trials(
     goal: str,
     pruner: BasePruner,
     deadline: float | None = None,
-    past: Past | None = None,
 ) -> None:
     """Run the trials of `queue`, stage.concurrent at a time, until it has none left.
 
-    `past` is what earlier processes of this sweep reported, and `pruner` judges by. Raises
-    WorkError where it has to stop with trials left that `--resume` goes on with: the disk is full,
-    or Ray is gone.
+    `pruner` judges by all that the folder has on record. Raises WorkError where it has to stop with
+    trials left that `--resume` goes on with: the disk is full, or Ray is gone.
     """
     board = f"segray-{folder.sweep_id}-{secrets.token_hex(4)}"
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed sweep
-    handle = open_board(board, pruner, goal, deadline, past or {})
-    desk = _Desk(queue, screen, failure, lambda: ray.get(handle.close.remote()))
+    handle = open_board(board, pruner, goal, deadline, folder.path / "trials")
+    desk = _Desk(queue, screen, failure, handle)
     if stage.workers == 1:
         resources = {"CPU": stage.threads} | (
             {"GPU": stage.gpus_per_worker} if stage.gpus_per_worker else {}
@@ -141,12 +141,9 @@ class _Desk:
     out again.
     """
 
-    def __init__(
-        self, queue: Queue, screen: Screen, failure: Failure, close_board: Callable[[], object]
-    ) -> None:
-        self._queue, self._screen, self._failure = queue, screen, failure
-        self._close_board = close_board
-        self._closed = self._interrupted = False
+    def __init__(self, queue: Queue, screen: Screen, failure: Failure, board: ActorHandle) -> None:
+        self._queue, self._screen, self._failure, self._board = queue, screen, failure, board
+        self._interrupted = False
         self._again: list[TrialSpec] = []
         self._running: dict[str, int] = {}  # trial -> oom_kills() when it started
         self._failures: Counter[str] = Counter()
@@ -250,12 +247,13 @@ class _Desk:
         with _or_stop():
             self._queue.end(result)
         self._screen.end(result)
+        if outcome.state in FINISHED:
+            self._board.finish.remote(spec.id)
         self._close_if_asked()
 
     def _close_if_asked(self) -> None:
-        if self._queue.closed and not self._closed:
-            self._closed = True
-            self._close_board()
+        if self._queue.closed:  # said again and again: a board that was killed would not know
+            self._board.close.remote()
 
 
 class _Source(Searcher):

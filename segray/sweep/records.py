@@ -43,6 +43,7 @@ from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
 Kind = Literal["sweep", "train"]  # the command that made a run folder
+FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (

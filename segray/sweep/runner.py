@@ -299,7 +299,6 @@ def _search(
                 goal=config.metric.goal,
                 pruner=space.pruner(config),
                 deadline=search.ledger.deadline,
-                past=search.past(),
             )
     results = ranked(search.results, config.metric.goal)
     if search.too_many_failed:

@@ -105,19 +105,6 @@ class Search:
         """How many of the asked trials have not ended."""
         return self.total - len(self.results)
 
-    def past(self) -> dict[str, list[tuple[int, float]]]:
-        """(epoch, objective) of what trials reported before this search was opened.
-
-        A trial that goes on reports its last epoch again.
-        """
-        unfinished = {spec.id for spec in self.unfinished}
-        curves = {}
-        for trial_id in self.asked:
-            records = read_records(self.folder.trial(trial_id) / "metrics.jsonl")
-            known = records[:-1] if trial_id in unfinished else records
-            curves[trial_id] = [(record["epoch"], record["objective"]) for record in known]
-        return curves
-
     def next(self) -> TrialSpec | None:
         if self.unfinished and not self.closed:
             return self.unfinished.pop(0)
@@ -169,6 +156,7 @@ class Search:
             assignment = space.suggest(trial, self.config.parameters)
             if satisfied(self.config, assignment):
                 return trial, assignment
+            trial.set_user_attr("refused", [number, attempt])
             self.study.tell(trial, state=TrialState.FAIL)
         raise WorkError(
             f"require: none of {DRAWS} draws for trial {number:03d} met it; widen parameters or "
@@ -195,6 +183,7 @@ class Search:
         for record in read_records(result.folder / "metrics.jsonl"):
             if record["epoch"] not in frozen.intermediate_values:  # a booking that was killed
                 trial.report(record["objective"], record["epoch"])
+        trial.set_user_attr("state", "failed" if failed else state)  # Optuna has fewer
         if failed:
             self.study.tell(trial, state=TrialState.FAIL)
         elif state == "pruned" or result.outcome.broken:
