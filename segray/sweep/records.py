@@ -45,6 +45,7 @@ PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy"
 Kind = Literal["sweep", "train"]  # the command that made a run folder
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
+SECONDS = ".seconds"  # of a search that has budget.hours
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
     "budget.",
@@ -306,6 +307,15 @@ class RunFolder:
         aside = self.path / f"final-before-{self.past_finals + 1}"
         (self.path / "final").rename(aside)
         return aside
+
+    def seconds_at_work(self) -> float:
+        """How long the search has been at work until its last trial ended, as far as it counts."""
+        file = self.path / SECONDS
+        return float(file.read_text()) if file.is_file() else 0.0
+
+    def write_seconds_at_work(self, seconds: float) -> None:
+        """Keep it for a process that takes the search up."""
+        write_text(self.path / SECONDS, f"{seconds:.1f}\n")
 
     def write_leaderboard(self, results: Iterable[TrialResult], goal: str) -> None:
         """leaderboard.csv: a row a trial, the best first, failures last."""

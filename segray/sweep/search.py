@@ -78,8 +78,7 @@ class Search:
             load_if_exists=True,
         )
         gpus = stage.workers * stage.gpus_per_worker
-        before_s = self.study.user_attrs.get("seconds", 0.0)
-        self.ledger = Ledger(config.budget, longest(config), gpus, before_s)
+        self.ledger = Ledger(config.budget, longest(config), gpus, folder.seconds_at_work())
         self.refusal: str | None = None  # why the budget let no further trial start, if it did not
         # What the first trials take as it stands.
         self.fixed = list(grid(config)) if config.method == "grid" else list(config.start_points)
@@ -200,7 +199,7 @@ class Search:
         results = ranked(self.results, self.config.metric.goal)
         self.folder.write_leaderboard(results, self.config.metric.goal)
         if self.config.budget.hours is not None:
-            self.study.set_user_attr("seconds", round(self.ledger.seconds, 1))
+            self.folder.write_seconds_at_work(self.ledger.seconds)
         kept = results[: self.config.keep_trials]
         best = {r.id for r in kept if r.outcome.state != "failed"}
         for trial_id in self._with_weights - best:
