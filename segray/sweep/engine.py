@@ -23,6 +23,7 @@ from optuna.pruners import BasePruner
 from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from segray.config import WorkError
@@ -286,10 +287,14 @@ class _Source(Searcher):
         raise NotImplementedError("segray resumes from its own records")
 
 
-class _Booking(tune.Callback):
-    """Tells the desk what Tune says of trials."""
+class _Booking(TrialProgressCallback):
+    """Tells the desk what Tune says of trials.
+
+    It stands in the place of Tune's own callback that prints, which would otherwise be added.
+    """
 
     def __init__(self, desk: _Desk) -> None:
+        super().__init__()
         self._desk = desk
 
     def __getstate__(self) -> dict[str, Any]:

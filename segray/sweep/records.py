@@ -49,6 +49,8 @@ SECONDS = ".seconds"  # of a search that has budget.hours
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
     "budget.",
+    "failure.retries",
+    "failure.on_out_of_memory",
     "name",  # of a folder that was renamed
     "resources.max_concurrent",
     "storage",
