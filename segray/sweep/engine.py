@@ -214,7 +214,7 @@ class _Desk:
             time.sleep(SETTLE_S)  # all of Ray may be dying, and no trial have failed
         self.look_round()
         if fault.kind == "disk_full":
-            raise _Stopped(_paused(f"trial {spec.id}: {fault.reason}"))
+            raise _Stopped(_paused(f"the disk of {spec.run_folder} is full ({fault.reason})"))
         with _or_stop():
             put_down(spec.folder, fault.reason, account)
             self._failures[spec.id] += 1

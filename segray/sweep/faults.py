@@ -36,8 +36,8 @@ def understand(account: str, config: TrialConfig, oom_kills: int = 0) -> Fault:
     `oom_kills`: how many processes the system killed for want of memory while the trial ran. It
     kills without a word, so a death beside one is taken for that.
     """
-    if _DISK.search(account):
-        return Fault("disk_full", _line(account, _DISK))
+    if disk := _DISK.search(account):
+        return Fault("disk_full", disk[0])
     died = _DIED.search(account) is not None
     memory = _MEMORY.search(_without_rays_advice(account))
     if memory or (died and oom_kills):
