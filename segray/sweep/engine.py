@@ -226,7 +226,7 @@ class _Desk:
                 return
         del self._running[spec.id]
         self._again.append(again)
-        self._screen.again(spec.id, f"{fault.reason}; {again.note}")
+        self._screen.again(spec.id, again.note)
 
     def _second_try(self, spec: TrialSpec, fault: Fault) -> TrialSpec | None:
         """The trial as it is tried again, or None where it has failed for good."""
@@ -234,12 +234,12 @@ class _Desk:
             if self._failures[spec.id] > self._failure.retries:
                 return None
             tried = f"try {self._failures[spec.id] + 1} of {self._failure.retries + 1}"
-            return replace(spec, note=f"{tried}, after: {fault.reason}")
+            return replace(spec, note=f"{fault.reason}; {tried} went on from there")
         smaller = halved(spec.config)
         if self._failure.on_out_of_memory == "stop" or smaller is None or spec.halved:
             return None
         passes = smaller.train.accumulate
-        note = f"with train.accumulate={passes}, after: {fault.reason}"
+        note = f"{fault.reason}; it went on with train.accumulate={passes}"
         return replace(spec, config=smaller, note=note, halved=True)
 
     def _book(self, spec: TrialSpec, outcome: Outcome) -> None:

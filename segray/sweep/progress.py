@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from segray.sweep.records import TrialResult, ranked
+from segray.train import Outcome
 
 HEARTBEAT = 30.0  # seconds between status lines where there is no terminal
 FIXED_WIDTH = 54  # columns that the table takes before the first parameter
@@ -153,7 +154,10 @@ class Screen:
         if outcome.note and outcome.note not in self._noted:  # a server is down for every trial
             self._noted.add(outcome.note)
             self.say(f"{result.id}: {outcome.note}")
-        if self._live is None:
+        if self._live is not None:
+            if told := _story(outcome):
+                self.say(f"{result.id} {told}")
+        else:
             value = "-" if outcome.best_value is None else f"{outcome.best_value:.4f}"
             reason = f": {outcome.reason}" if outcome.reason else ""
             self.say(
@@ -165,9 +169,13 @@ class Screen:
     def leaderboard(
         self, results: Sequence[TrialResult], title: str, others: Sequence[Running] = ()
     ) -> None:
-        """The table of ended trials, best first, and of others below."""
+        """The table of ended trials, best first, others below, and what befell some of them."""
+        best_first = ranked(results, self.goal)
         self.line("")
-        self.console.print(self._rows(ranked(results, self.goal), others, title))
+        self.console.print(self._rows(best_first, others, title))
+        for result in best_first:
+            if told := _story(result.outcome):
+                self.line(f"{result.id} {told}")
 
     def _status(self) -> str:
         best = ranked(self.ended, self.goal)[:1]
@@ -254,6 +262,14 @@ class Screen:
     def _quarters(self, title: str, done: int, total: int) -> None:
         if done * 4 // total != (done - 1) * 4 // total:
             self.say(f"{title}: {done}/{total}")
+
+
+def _story(outcome: Outcome) -> str:
+    """What a person should know of a trial beside its row; nothing of one that just ended."""
+    odd = outcome.state in ("failed", "diverged") or "collapsed" in outcome.reason
+    note = "" if outcome.note.startswith("W&B") else outcome.note  # of all trials alike, told once
+    told = "; ".join(filter(None, [outcome.reason if odd else "", note]))
+    return f"{outcome.state}: {told}" if told else ""
 
 
 def count(number: int, noun: str) -> str:

@@ -411,9 +411,6 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
     elif scored:
         spread = f"{statistics.mean(scored):.4f} +- {statistics.stdev(scored):.4f}"
         screen.line(f"Test: mIoU {spread} (mean and standard deviation of {len(scored)} seeds)")
-    diverged = [trial.id for trial in result.trials if trial.outcome.state == "diverged"]
-    if diverged:
-        screen.line(f"Diverged: {count(len(diverged), 'trial')} ({', '.join(diverged)})")
     failed = [trial.id for trial in result.trials if trial.outcome.state == "failed"]
     if failed:
         told = f"{count(len(failed), 'trial')} ({', '.join(failed)})"
