@@ -12,7 +12,7 @@ from rich.console import Console
 from segray.config import trial_count
 from segray.sweep.progress import Running, Screen, count, size
 from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_outcome
-from segray.tracking.sync import uploaded
+from segray.tracking.sync import remember_uploaded, uploaded
 from segray.train import read_records
 
 
@@ -73,6 +73,7 @@ def _clean(folder: RunFolder, confirm: Callable[[str], bool]) -> None:
     for entry, taken in found:
         console.print(f"  {size(taken):>8}  {entry.relative_to(path)}")
     if confirm("Free it?"):
+        remember_uploaded(path)
         for entry, _ in found:
             shutil.rmtree(entry)
         console.print(f"freed {total}")

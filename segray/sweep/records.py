@@ -304,8 +304,13 @@ def at_work_in(run_folder: Path) -> Iterator[None]:
 
 
 def write_config(spec: TrialSpec) -> None:
-    """config.yaml of a trial: what decides its numbers, and what the sweep chose for it."""
-    plain = spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)}
+    """config.yaml of a trial: what decides its numbers, what the sweep chose for it, and where it
+    is shown.
+    """
+    plain = spec.config.model_dump(mode="json") | {
+        "assignment": dict(spec.assignment),
+        "tracking": {"wandb": dict(spec.wandb)},
+    }
     write_text(spec.folder / "config.yaml", dump(plain))
 
 
@@ -317,6 +322,7 @@ def read_config(folder: Path) -> TrialConfig | None:
     with _reading(path):
         plain, _ = read_yaml(path)
         del plain["assignment"]
+        plain.pop("tracking", None)  # earlier versions did not write it
         return TrialConfig.model_validate(plain)
 
 
@@ -327,6 +333,14 @@ def read_assignment(folder: Path) -> dict[str, Any]:
         return {}
     with _reading(path):
         return dict(read_yaml(path)[0]["assignment"])
+
+
+def read_tracking(folder: Path) -> dict[str, Any] | None:
+    """How a trial was shown in W&B when it was last started, where its record says that."""
+    path = folder / "config.yaml"
+    with _reading(path):
+        tracking = read_yaml(path)[0].get("tracking")
+        return dict(tracking["wandb"]) if tracking else None
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:

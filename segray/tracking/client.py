@@ -6,12 +6,13 @@ import contextlib
 import logging
 import netrc
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:  # the client is slow to import, and absent is a case to survive
@@ -121,6 +122,39 @@ def ask_server() -> tuple[str, str]:
                     f"{server} refuses the key that is known here ({told(error)}); {GET_A_KEY}"
                 ) from None
             raise ConnectionError(f"{server} did not answer within {ASK_SECONDS} s") from None
+
+
+def ask_run(entity: str, project: str, run_id: str) -> Mapping[str, Any] | None:
+    """The summary that the server has of a run; None where it has no such run.
+
+    Raises ConnectionError where it does not say within ASK_SECONDS.
+    """
+
+    def ask() -> Mapping[str, Any] | None:
+        import wandb
+        from wandb.apis.public.runs import RunNotFoundError
+        from wandb.errors import CommError
+
+        try:
+            api = wandb.Api(overrides={"entity": entity}, timeout=ASK_SECONDS)
+            run = api.run(f"{entity}/{project}/{run_id}")
+        except CommError as error:
+            if isinstance(error.exc, RunNotFoundError):
+                return None
+            raise
+        return dict(run.summary_metrics)
+
+    before = os.environ.get("WANDB_DIR")
+    with _for_a_moment(), tempfile.TemporaryDirectory() as scratch:
+        os.environ["WANDB_DIR"] = scratch  # the client makes a folder for a run that it only reads
+        try:
+            return within(INIT_SECONDS, ask)
+        except (Exception, SystemExit) as error:
+            raise ConnectionError(f"{base_url()} did not say what it has: {told(error)}") from None
+        finally:
+            del os.environ["WANDB_DIR"]
+            if before is not None:
+                os.environ["WANDB_DIR"] = before
 
 
 def within(seconds: float, action: Callable[[], _T]) -> _T:
