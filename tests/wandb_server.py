@@ -47,7 +47,7 @@ class Run:
 
 class StandIn:
     """`behaviour` may change while it runs: ok, one of REFUSALS, stall (no answer at all), or slow
-    (`delay` seconds before each answer).
+    (`delay` seconds before each answer); of all paths, or those with `where` in them.
 
     It becomes `behaviour_later` once a run was opened.
     """
@@ -56,6 +56,7 @@ class StandIn:
         self.behaviour: Behaviour = "ok"
         self.behaviour_later: Behaviour | None = None
         self.delay = 3.0
+        self.where = ""  # the behaviour is that of paths with this in them; the others are ok
         self.requests: list[tuple[str, str, bytes]] = []  # method, path, body
         self.runs: dict[str, Run] = {}
         self.released = threading.Event()
@@ -67,11 +68,12 @@ class StandIn:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                if standin.behaviour == "stall":
+                troubled = standin.where in self.path
+                if troubled and standin.behaviour == "stall":
                     standin.released.wait()  # looked up now: recover() makes a new one
                     self.close_connection = True
                     return
-                if standin.behaviour == "slow":
+                if troubled and standin.behaviour == "slow":
                     standin.released.wait(standin.delay)
                 status, reply = standin.receive(self.command, self.path, body)
                 self.send_response(status)
@@ -92,7 +94,7 @@ class StandIn:
 
     def recover(self) -> None:
         """Answer again; requests that were stalled get no answer."""
-        self.behaviour, self.behaviour_later = "ok", None
+        self.behaviour, self.behaviour_later, self.where = "ok", None, ""
         self.released.set()
         self.released = threading.Event()
 
@@ -104,7 +106,7 @@ class StandIn:
     def receive(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         with self._lock:
             self.requests.append((method, path, body))
-            if self.behaviour in REFUSALS:
+            if self.where in path and self.behaviour in REFUSALS:
                 status, said = REFUSALS[self.behaviour]
                 return status, json.dumps(said).encode()
             if path.endswith("/graphql"):

@@ -110,10 +110,13 @@ def _recorded(folder: RunFolder) -> Iterator[Recorded]:
 
 def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
     """Trials and final trainings that have begun, as they were given to their processes."""
+    paths = sorted([*folder.path.glob("trials/*"), *folder.path.glob("final/*")])
+    if not paths:
+        return
     sweep = folder.config()
     # What an earlier version recorded does not say whether it was tracked.
     unknown = sweep.tracking.wandb.model_dump() | {"mode": "disabled"}
-    for path in sorted([*folder.path.glob("trials/*"), *folder.path.glob("final/*")]):
+    for path in paths:
         config = read_config(path)
         if config is None:
             continue

@@ -103,7 +103,7 @@ def ask_server() -> tuple[str, str]:
     """Whose key it is: the user and the entity that runs go to by default.
 
     Raises PermissionError where the server refuses the key, ConnectionError where it does not
-    answer within ASK_SECONDS.
+    answer within ASK_SECONDS, or with an error.
     """
 
     def ask() -> tuple[str, str]:
@@ -117,10 +117,13 @@ def ask_server() -> tuple[str, str]:
         try:
             return within(INIT_SECONDS, ask)
         except (Exception, SystemExit) as error:
-            if _refused(error):
+            status = _status(error)
+            if status in (401, 403) or (status is None and _malformed(error)):
                 raise PermissionError(
                     f"{server} refuses the key that is known here ({told(error)}); {GET_A_KEY}"
                 ) from None
+            if status is not None:
+                raise ConnectionError(f"{server} answers with {status}: {told(error)}") from None
             raise ConnectionError(f"{server} did not answer within {ASK_SECONDS} s") from None
 
 
@@ -249,11 +252,14 @@ def _key_known(found: wandb.Settings) -> bool:
     return login is not None and bool(login[2])
 
 
-def _refused(error: BaseException) -> bool:
-    """Whether it was the key: malformed, or answered with 401 or 403."""
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of the server's answer, if there was one."""
+    answer = getattr(error.__cause__ or error, "response", None)
+    return None if answer is None else int(answer.http_status)
+
+
+def _malformed(error: BaseException) -> bool:
+    """Whether it was the key, at which the client itself took offence."""
     from wandb.errors import AuthenticationError
 
-    answer = getattr(error.__cause__ or error, "response", None)
-    if answer is not None:
-        return answer.http_status in (401, 403)
     return isinstance(error, AuthenticationError) and error.__cause__ is None

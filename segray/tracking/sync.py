@@ -319,9 +319,14 @@ def _wandb_sync(run: Path) -> Iterator[subprocess.Popen[str]]:
     """`wandb sync` on a run directory; ended on the way out, with its service process."""
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(run)]
     environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+    environment |= {
+        "WANDB_DIR": str(run.parent.parent),  # else its log goes to wherever the person is
+        "WANDB_ERROR_REPORTING": "false",
+        "NO_COLOR": "1",
+    }
     with subprocess.Popen(
         command,
-        env=environment | {"WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,13 +1,11 @@
 """`segray sync` where W&B's folders hold less than segray's records: runs are told once more."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -52,14 +50,13 @@ def told(server):
     runs = {}
     for run_id, run in server.runs.items():
         opened = {
-            key: run.opened[key] for key in ("name", "displayName", "project", "groupName", "jobType")
+            key: run.opened[key]
+            for key in ("name", "displayName", "project", "groupName", "jobType")
         }
         rows = [without_times(row) for row in run.rows]
         config = {name: value for name, value in run.config.items() if name != "_wandb"}
         tables = {
-            path: body
-            for _, path, body in server.requests
-            if f"/put/{run_id}/media/table/" in path
+            path: body for _, path, body in server.requests if f"/put/{run_id}/media/table/" in path
         }
         runs[run_id.split("-", 1)[1]] = (
             *(opened, config, rows, without_times(run.summary), run.exit_code),
@@ -184,7 +181,8 @@ def test_a_sync_that_is_killed_goes_on_the_next_time(place, copy, segray, accoun
     for name in names:
         shutil.rmtree(folder_of(copy, name))
     account.behaviour_later = "stall" if place == "uploading" else None
-    with subprocess.Popen([sys.executable, "-m", "segray", "sync", copy]) as sync:
+    command = [sys.executable, "-m", "segray", "sync", copy]
+    with subprocess.Popen(command, cwd=copy.parent) as sync:
         if place == "uploading":
             while not account.runs:
                 time.sleep(0.05)
