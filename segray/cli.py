@@ -261,9 +261,15 @@ def schema() -> None:
 
 @app.command()
 def sync(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of sweeps.")],
+    runs: Runs,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Also the runs of trials that were not tracked.")
+    ] = False,
 ) -> None:
     """Upload the W&B runs that a sweep kept on disk; what is there already stays as it is.
+
+    Runs whose W&B folder was lost or cut off are made again from segray's own records, without
+    images.
 
     Examples:
 
@@ -271,9 +277,9 @@ def sync(
 
         WANDB_BASE_URL=https://wandb.example.org segray sync runs/*
     """
-    from segray.tracking.sync import sync_runs
+    from segray.sweep.view import sync
 
-    sync_runs(runs, typer.echo)
+    sync([Path(run) for run in runs], typer.echo, untracked=rebuild)
 
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")

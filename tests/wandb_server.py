@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-Behaviour = Literal["ok", "error", "denied", "stall"]
+Behaviour = Literal["ok", "error", "denied", "forbidden", "quota", "busy", "stall", "slow"]
+REFUSALS = {  # status and what W&B says with it
+    "error": (500, {}),
+    "denied": (401, {"errors": [{"message": "permission denied"}]}),
+    "forbidden": (403, {"errors": [{"message": "permission denied"}]}),
+    "quota": (402, {"errors": [{"message": "storage quota exceeded"}]}),
+    "busy": (429, {"errors": [{"message": "rate limit exceeded"}]}),
+}
 ENTITY = {"id": "1", "name": "me"}
 
 
@@ -39,7 +46,8 @@ class Run:
 
 
 class StandIn:
-    """`behaviour` may change while it runs: ok, error (status 500), denied (401) or stall.
+    """`behaviour` may change while it runs: ok, one of REFUSALS, stall (no answer at all), or slow
+    (`delay` seconds before each answer); of all paths, or those with `where` in them.
 
     It becomes `behaviour_later` once a run was opened.
     """
@@ -47,6 +55,8 @@ class StandIn:
     def __init__(self) -> None:
         self.behaviour: Behaviour = "ok"
         self.behaviour_later: Behaviour | None = None
+        self.delay = 3.0
+        self.where = ""  # the behaviour is that of paths with this in them; the others are ok
         self.requests: list[tuple[str, str, bytes]] = []  # method, path, body
         self.runs: dict[str, Run] = {}
         self.released = threading.Event()
@@ -58,10 +68,13 @@ class StandIn:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
-                if standin.behaviour == "stall":
+                troubled = standin.where in self.path
+                if troubled and standin.behaviour == "stall":
                     standin.released.wait()  # looked up now: recover() makes a new one
                     self.close_connection = True
                     return
+                if troubled and standin.behaviour == "slow":
+                    standin.released.wait(standin.delay)
                 status, reply = standin.receive(self.command, self.path, body)
                 self.send_response(status)
                 self.send_header("content-length", str(len(reply)))
@@ -81,7 +94,7 @@ class StandIn:
 
     def recover(self) -> None:
         """Answer again; requests that were stalled get no answer."""
-        self.behaviour, self.behaviour_later = "ok", None
+        self.behaviour, self.behaviour_later, self.where = "ok", None, ""
         self.released.set()
         self.released = threading.Event()
 
@@ -93,10 +106,9 @@ class StandIn:
     def receive(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
         with self._lock:
             self.requests.append((method, path, body))
-            if self.behaviour == "error":
-                return 500, b"{}"
-            if self.behaviour == "denied":
-                return 401, b'{"errors": [{"message": "permission denied"}]}'
+            if self.where in path and self.behaviour in REFUSALS:
+                status, said = REFUSALS[self.behaviour]
+                return status, json.dumps(said).encode()
             if path.endswith("/graphql"):
                 call = json.loads(body)
                 name = (
@@ -126,6 +138,8 @@ class StandIn:
             return {"viewer": {**viewer, "deletedAt": None, "apiKeys": empty}}
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
+        if operation == "Run":  # what the public API asks
+            return {"project": {"run": self._shown(name) if name in self.runs else None}}
         if operation == "RunResumeStatus":
             bucket = self._bucket(name) if name in self.runs else None
             return {"model": {"id": "1", "name": "p", "bucket": bucket}}
@@ -165,6 +179,15 @@ class StandIn:
             "logLineCount": 0,
             "project": {"id": "1", "name": "p", "entity": ENTITY},
         }
+
+    def _shown(self, name: str) -> dict[str, Any]:
+        run = self.runs[name]
+        state = {None: "running", 0: "finished"}.get(run.exit_code, "failed")
+        parts = {
+            key: run.opened.get(key) for key in ("displayName", "groupName", "jobType", "config")
+        }
+        summary = json.dumps(run.summary)
+        return {"id": name, "name": name, "state": state, "summaryMetrics": summary, **parts}
 
     def _stream(self, name: str, sent: dict[str, Any]) -> None:
         run, files = self.runs[name], sent.get("files") or {}

@@ -14,7 +14,7 @@ from segray.config import SweepConfig, trial_count
 from segray.sweep.budget import used
 from segray.sweep.progress import Running, Screen, count, size
 from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_config, read_outcome
-from segray.tracking.sync import uploaded
+from segray.tracking.sync import remember_uploaded, uploaded
 from segray.train import read_records
 
 
@@ -102,6 +102,7 @@ def _clean(folder: RunFolder, confirm: Callable[[str], bool]) -> None:
     for entry, taken in found:
         console.print(f"  {size(taken):>8}  {entry.relative_to(path)}")
     if confirm("Free it?"):
+        remember_uploaded(path)
         for entry, _ in found:
             shutil.rmtree(entry)
         console.print(f"freed {total}")

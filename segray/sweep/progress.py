@@ -151,8 +151,9 @@ class Screen:
         self.running.pop(result.id, None)
         self.ended.append(result)
         outcome = result.outcome
-        if outcome.note and outcome.note not in self._noted:  # a server is down for every trial
-            self._noted.add(outcome.note)
+        told, _, _ = outcome.note.partition(" (")  # without the cause, which may be worded anew
+        if told and told not in self._noted:  # a server is down for every trial
+            self._noted.add(told)
             self.say(f"{result.id}: {outcome.note}")
         if self._live is not None:
             if told := _story(outcome):

@@ -304,6 +304,12 @@ class RunFolder:
         """How many final stages were set aside, as trials that were added found a new winner."""
         return len(list(self.path.glob("final-before-*")))
 
+    def final_id(self, path: Path) -> str:
+        """The id of the final training in `path`; each stage's are its own, for W&B as well."""
+        _, _, aside = path.parent.name.partition("final-before-")
+        stage = int(aside) - 1 if aside else self.past_finals
+        return f"final-{path.name.replace('_', '')}" + (f"-again{stage}" if stage else "")
+
     def set_final_aside(self) -> Path:
         """Keep the final stage of an earlier winner under another name."""
         aside = self.path / f"final-before-{self.past_finals + 1}"
@@ -386,8 +392,13 @@ def alone_with(file: IO[str]) -> None:
 
 
 def write_config(spec: TrialSpec) -> None:
-    """config.yaml of a trial: what decides its numbers, and what the sweep chose for it."""
-    plain = spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)}
+    """config.yaml of a trial: what decides its numbers, what the sweep chose for it, and where it
+    is shown.
+    """
+    plain = spec.config.model_dump(mode="json") | {
+        "assignment": dict(spec.assignment),
+        "tracking": {"wandb": dict(spec.wandb)},
+    }
     write_text(spec.folder / "config.yaml", dump(plain))
 
 
@@ -399,6 +410,7 @@ def read_config(folder: Path) -> TrialConfig | None:
     with reading(path):
         plain, _ = read_yaml(path)
         del plain["assignment"]
+        plain.pop("tracking", None)  # earlier versions did not write it
         return TrialConfig.model_validate(plain)
 
 
@@ -409,6 +421,14 @@ def read_assignment(folder: Path) -> dict[str, Any]:
         return {}
     with reading(path):
         return dict(read_yaml(path)[0]["assignment"])
+
+
+def read_tracking(folder: Path) -> dict[str, Any] | None:
+    """How a trial was shown in W&B when it was last started, where its record says that."""
+    path = folder / "config.yaml"
+    with _reading(path):
+        tracking = read_yaml(path)[0].get("tracking")
+        return dict(tracking["wandb"]) if tracking else None
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:

@@ -328,7 +328,6 @@ def _final(
             f"trials that were added found a new winner, {winner.id}: the final stage of the "
             f"earlier one is kept in {aside.name}/, and test is scored once more"
         )
-    again = f"-again{folder.past_finals}" if folder.past_finals else ""
     screen.say(
         f"final: trial {winner.id} trained again with {count(len(seeds), 'seed')} and scored on "
         f"test: {stage}"
@@ -338,7 +337,7 @@ def _final(
             config,
             folder,
             stage,
-            f"final-seed{seed}{again}",
+            folder.final_id(folder.final(seed)),
             folder.final(seed),
             winner.assignment,
             seed,

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from segray.data import Dataset, open_dataset
+from segray.sweep import view
 from segray.sweep.records import (
     TrialSpec,
     alone_with,
@@ -28,7 +29,7 @@ from segray.sweep.records import (
     write_outcome,
     write_text,
 )
-from segray.tracking import TrackedImage, Tracker, start_tracker
+from segray.tracking import TrackedImage, Tracker
 from segray.train import (
     Metrics,
     Outcome,
@@ -40,7 +41,6 @@ from segray.train import (
     evaluate,
     kept_records,
     predict_masks,
-    read_records,
     scores,
     train,
 )
@@ -169,9 +169,9 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     config = spec.config
     if first:
         write_config(spec)
-    tracker = _start_tracker(spec, dataset, first)
+    tracker = view.start(spec, spec.wandb["mode"] if first else "disabled")
     for record in kept_records(spec.folder) if first else ():
-        tracker.log(_shown(record), epoch=record["epoch"])  # of a trial that goes on
+        view.tell(tracker, record)  # of a trial that goes on
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
@@ -179,11 +179,15 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
             outcome = replace(outcome, kept=spec.keeps_diverged)
         outcome = replace(outcome, note=spec.note)
         scored = spec.scores_test and outcome.best_epoch is not None
-        test = _score_test(spec, dataset, device) if scored else {}
+        if scored:
+            _score_test(spec, dataset, device)
     except _Orphaned:
         raise  # its tracked run goes on with it
+    except Exception as error:
+        view.finish(tracker, spec, failed_outcome(spec.folder, _reason(error)))
+        raise
     except BaseException:
-        tracker.finish({"state": "failed"}, failed=True)
+        view.finish(tracker, spec, None)
         raise
     if first:
         # On record first: whatever happens to the tracker, the trial is over.
@@ -191,10 +195,11 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
         (spec.folder / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
         print(f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state)
         try:
-            _finish_tracker(tracker, spec, dataset, outcome, test, device)
+            images = _predictions(spec, dataset, outcome, device)
+            view.finish(tracker, spec, outcome, images)
         except Exception:  # a picture that cannot be made is no failure of the trial
             traceback.print_exc()
-            tracker.finish({"state": outcome.state})
+            view.finish(tracker, spec, outcome)
         if tracker.warning is not None:
             note = "; ".join(filter(None, [spec.note, tracker.warning]))
             outcome = replace(outcome, note=note)
@@ -218,7 +223,7 @@ class _Reporter:
         self._tracker, self._tell, self._metric, self._epochs = tracker, tell, metric, epochs
 
     def report(self, metrics: Metrics) -> Stop | None:
-        self._tracker.log(_shown(metrics), epoch=metrics["epoch"])
+        view.tell(self._tracker, metrics)
         print(
             f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
             f"{metrics['value']:.4f}  best {metrics['best']:.4f}  "
@@ -228,18 +233,12 @@ class _Reporter:
         return self._tell(metrics)
 
 
-def _shown(metrics: Metrics) -> Metrics:
-    """What the tracker is told."""
-    hidden = ("confusion", "time/ended")
-    return {name: value for name, value in metrics.items() if name not in hidden}
-
-
 def _headline(metrics: Metrics) -> Metrics:
     """What Tune is told: enough for the live table; the record has the rest."""
     return {name: metrics[name] for name in ("epoch", "value", "best", "objective")}
 
 
-def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metrics:
+def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None:
     """Score the best checkpoint on test: metrics.json, and confusion.npz with a matrix an image."""
     model, state = _best_model(spec, device)
     positions = dataset.splits.test
@@ -261,70 +260,32 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> Metr
         temporary.replace(path)
         record = {"seed": spec.config.seed, "epoch": state["epoch"], "val": state["value"]}
         write_text(spec.folder / "metrics.json", json.dumps(record | metrics, indent=2) + "\n")
-    return metrics
 
 
-def _start_tracker(spec: TrialSpec, dataset: Dataset, first: bool) -> Tracker:
-    return start_tracker(
-        spec.wandb["mode"] if first else "disabled",
-        project=spec.wandb["project"],
-        entity=spec.wandb["entity"],
-        run_id=spec.run_id,
-        run_name=f"{spec.sweep}-{spec.id}",
-        group=spec.sweep,
-        job_type="final" if spec.scores_test else "trial",
-        config=spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)},
-        folder=spec.run_folder,
-        classes=dataset.classes,
-    )
-
-
-def _finish_tracker(
-    tracker: Tracker,
-    spec: TrialSpec,
-    dataset: Dataset,
-    outcome: Outcome,
-    test: Metrics,
-    device: torch.device,
-) -> None:
-    """Close the tracked run with its summary, the best epoch's matrix and a few predictions."""
-    at_best = [
-        record["confusion"]
-        for record in read_records(spec.folder / "metrics.jsonl")
-        if record["epoch"] == outcome.best_epoch
+def _predictions(
+    spec: TrialSpec, dataset: Dataset, outcome: Outcome, device: torch.device
+) -> list[TrackedImage]:
+    """A few images of val with the best epoch's masks, for the tracker."""
+    positions = dataset.splits.val[: spec.wandb["images"]]
+    if not positions or outcome.best_epoch is None or spec.wandb["mode"] == "disabled":
+        return []
+    model, _ = _best_model(spec, device)
+    dtype = autocast_type(spec.config, device)
+    preds = predict_masks(model, dataset, positions, device, dtype)
+    return [
+        TrackedImage(dataset.ids[at], dataset.images[at], dataset.masks[at], pred)
+        for at, pred in zip(positions, preds, strict=True)
     ]
-    positions = dataset.splits.val[: spec.wandb["images"]] if at_best else ()
-    images = []
-    if positions and spec.wandb["mode"] != "disabled":
-        model, _ = _best_model(spec, device)
-        dtype = autocast_type(spec.config, device)
-        preds = predict_masks(model, dataset, positions, device, dtype)
-        images = [
-            TrackedImage(dataset.ids[at], dataset.images[at], dataset.masks[at], pred)
-            for at, pred in zip(positions, preds, strict=True)
-        ]
-    summary = {
-        "state": outcome.state,
-        "reason": outcome.reason,
-        "objective": outcome.objective,
-        "best": outcome.best_value,
-        "best_epoch": outcome.best_epoch,
-        "epochs": outcome.epochs,
-        "seconds": outcome.seconds,
-        **test,
-    }
-    tracker.finish(
-        summary,
-        confusion=np.array(at_best[0], dtype=np.int64) if at_best else None,
-        images=images,
-        failed=outcome.state == "diverged",
-    )
 
 
 def _best_model(spec: TrialSpec, device: torch.device) -> tuple[torch.nn.Module, Metrics]:
     model = build_trial_model(spec.config)
     state = checkpoint.load(spec.folder / "checkpoint" / "best.safetensors", model)
     return model.to(device), state
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @contextlib.contextmanager

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import netrc
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:  # the client is slow to import, and absent is a case to survive
@@ -102,7 +103,7 @@ def ask_server() -> tuple[str, str]:
     """Whose key it is: the user and the entity that runs go to by default.
 
     Raises PermissionError where the server refuses the key, ConnectionError where it does not
-    answer within ASK_SECONDS.
+    answer within ASK_SECONDS, or with an error.
     """
 
     def ask() -> tuple[str, str]:
@@ -116,11 +117,47 @@ def ask_server() -> tuple[str, str]:
         try:
             return within(INIT_SECONDS, ask)
         except (Exception, SystemExit) as error:
-            if _refused(error):
+            status = _status(error)
+            if status in (401, 403) or (status is None and _malformed(error)):
                 raise PermissionError(
                     f"{server} refuses the key that is known here ({told(error)}); {GET_A_KEY}"
                 ) from None
+            if status is not None:
+                raise ConnectionError(f"{server} answers with {status}: {told(error)}") from None
             raise ConnectionError(f"{server} did not answer within {ASK_SECONDS} s") from None
+
+
+def ask_run(entity: str, project: str, run_id: str) -> Mapping[str, Any] | None:
+    """The summary that the server has of a run; None where it has no such run.
+
+    Raises ConnectionError where it does not say within ASK_SECONDS.
+    """
+
+    def ask() -> Mapping[str, Any] | None:
+        import wandb
+        from wandb.apis.public.runs import RunNotFoundError
+        from wandb.errors import CommError
+
+        try:
+            api = wandb.Api(overrides={"entity": entity}, timeout=ASK_SECONDS)
+            run = api.run(f"{entity}/{project}/{run_id}")
+        except CommError as error:
+            if isinstance(error.exc, RunNotFoundError):
+                return None
+            raise
+        return dict(run.summary_metrics)
+
+    before = os.environ.get("WANDB_DIR")
+    with _for_a_moment(), tempfile.TemporaryDirectory() as scratch:
+        os.environ["WANDB_DIR"] = scratch  # the client makes a folder for a run that it only reads
+        try:
+            return within(INIT_SECONDS, ask)
+        except (Exception, SystemExit) as error:
+            raise ConnectionError(f"{base_url()} did not say what it has: {told(error)}") from None
+        finally:
+            del os.environ["WANDB_DIR"]
+            if before is not None:
+                os.environ["WANDB_DIR"] = before
 
 
 def within(seconds: float, action: Callable[[], _T]) -> _T:
@@ -215,11 +252,14 @@ def _key_known(found: wandb.Settings) -> bool:
     return login is not None and bool(login[2])
 
 
-def _refused(error: BaseException) -> bool:
-    """Whether it was the key: malformed, or answered with 401 or 403."""
+def _status(error: BaseException) -> int | None:
+    """The HTTP status of the server's answer, if there was one."""
+    answer = getattr(error.__cause__ or error, "response", None)
+    return None if answer is None else int(answer.http_status)
+
+
+def _malformed(error: BaseException) -> bool:
+    """Whether it was the key, at which the client itself took offence."""
     from wandb.errors import AuthenticationError
 
-    answer = getattr(error.__cause__ or error, "response", None)
-    if answer is not None:
-        return answer.http_status in (401, 403)
     return isinstance(error, AuthenticationError) and error.__cause__ is None

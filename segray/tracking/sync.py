@@ -1,12 +1,15 @@
-"""Uploads the W&B runs that wait in a run folder, with W&B's own `wandb sync`.
+"""Brings the runs of run folders to W&B's server, with W&B's own `wandb sync`.
 
 A run may have several folders: one for each time that its trial was started, or fell back to
-offline. The newest holds all epochs (see WandbTracker), so the others are left alone.
+offline. Each was told all epochs (see WandbTracker), so the newest that covers what segray has on
+record is uploaded and the others are left alone. Where none does, the run is told once more from
+the records.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -15,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import Timeout
@@ -22,55 +26,100 @@ from filelock import Timeout
 from segray.config import Interrupted, RequestError, WorkError
 from segray.config.yaml_file import read as read_yaml
 from segray.tracking import client
+from segray.tracking.run_log import HEADER_BYTES, Told, read_log, read_summary
 from segray.tracking.wandb_tracker import writing
 
 RUN_SECONDS = 600.0  # for one run; the next `segray sync` starts it again
 POLL_SECONDS = 15.0  # between looks at whether the server is still there
+UPLOADED = "uploaded.json"  # what the server has of runs whose folder is gone
 _FOLDER = re.compile(r"(?P<offline>offline-)?run-(?P<started>\d{8}_\d{6})-(?P<id>.+)")
-_HEADER_BYTES = 7  # of W&B's log: with no more than that, nothing was ever logged
 _CUT_OFF = "ends with an incomplete record"
 
 
-def sync_runs(folders: Sequence[Path], say: Callable[[str], None]) -> int:
-    """Upload what W&B's server does not have of each run folder; returns how many runs that were.
+@dataclass(frozen=True)
+class Recorded:
+    """A run as segray's own records have it."""
 
-    `say` is given lines for a person. Runs still being written are left alone, and so is what was
-    uploaded before. Raises RequestError for a folder that is no run folder and where no key is
-    known or the server refuses it; WorkError, saying what is missing, where not all could be
-    uploaded: within a minute where the server is out of reach.
+    folder: Path  # the run folder, whose wandb/ has W&B's
+    id: str
+    entity: str | None
+    project: str
+    known: Told
+    tracked: bool  # whether it was to be shown in W&B at all
+    at_work: bool  # whether its trial may still be going on
+    retell: Callable[[], str | None]
+    """Tell it to a new folder in wandb/; returns what went wrong. Raises RequestError where a sweep
+    has begun in the run folder."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run to bring to the server: what W&B has on disk, or else what is on record."""
+
+    folder: Path
+    id: str
+    what: Path | Recorded
+
+
+def sync_runs(
+    folders: Sequence[Path],
+    say: Callable[[str], None],
+    recorded: Sequence[Recorded] = (),
+    *,
+    untracked: bool = False,
+) -> int:
+    """Bring what W&B's server does not have of each run folder there; returns how many runs.
+
+    `recorded` are the folders' runs that segray has on record: those that no W&B folder covers are
+    told again from there, without images, `untracked` ones only if asked. `say` is given lines for
+    a person. Runs still being written are left alone, and so is what was uploaded before. Raises
+    RequestError for a folder that is no run folder and where no key is known or the server refuses
+    it; WorkError, saying what is missing, where not all could be uploaded: within a minute where
+    the server is out of reach.
     """
-    projects = {folder: _project(folder) for folder in folders}
-    runs = [(folder, run) for folder in projects for run in _waiting(folder, say)]
-    if not runs:
+    of_folder = {folder: _project(folder) for folder in folders}
+    jobs = [
+        job
+        for folder in folders
+        for job in _jobs(folder, [r for r in recorded if r.folder == folder], untracked, say)
+    ]
+    if not jobs:
         return 0
     entity = _entity()
-    places = {f"{owner or entity}/{project}" for owner, project in projects.values()}
-    say(
-        f"{_count(len(runs))} to upload to {client.base_url()}, project {', '.join(sorted(places))}"
-    )
+    places = {
+        (job.what.entity, job.what.project)
+        if isinstance(job.what, Recorded)
+        else of_folder[job.folder]
+        for job in jobs
+    }
+    projects = ", ".join(sorted(f"{owner or entity}/{project}" for owner, project in places))
+    say(f"{_count(len(jobs))} to upload to {client.base_url()}, project {projects}")
     uploaded = 0
     missing: list[Path] = []
-    for number, (folder, run) in enumerate(runs, 1):
+    for number, job in enumerate(jobs, 1):
         try:
-            with writing(run).acquire(blocking=False):
-                note = _upload(run)
+            if isinstance(job.what, Recorded):
+                note = _bring(job.what, entity)
+            else:
+                with writing(job.what).acquire(blocking=False):
+                    note = _upload(job.what)
             uploaded += 1
         except Timeout:
             note = "left to another `segray sync`, or to its trial, which goes on"
-        except WorkError as error:
+        except (WorkError, RequestError) as error:
             note = f"not uploaded: {error}"
-            missing.append(folder)
+            missing.append(job.folder)
         except ConnectionError as error:
-            say(f"  {number}/{len(runs)} {_run_id(run)}: not uploaded: {error}")
-            missing += [folder for folder, _ in runs[number - 1 :]]
+            say(f"  {number}/{len(jobs)} {job.id}: not uploaded: {error}")
+            missing += [later.folder for later in jobs[number - 1 :]]
             break
         except KeyboardInterrupt:
             raise Interrupted("interrupted; what was not uploaded is still on disk") from None
-        say(f"  {number}/{len(runs)} {_run_id(run)}: {note}")
+        say(f"  {number}/{len(jobs)} {job.id}: {note}")
     if missing:
         names = " ".join(dict.fromkeys(map(str, missing)))
         raise WorkError(
-            f"{uploaded} of {_count(len(runs))} uploaded, {len(missing)} not. Nothing is lost, all "
+            f"{uploaded} of {_count(len(jobs))} uploaded, {len(missing)} not. Nothing is lost, all "
             f"is still on disk: `segray sync {names}` goes on from here"
         )
     return uploaded
@@ -83,6 +132,12 @@ def uploaded(folder: Path) -> list[Path]:
     would be taken for the newest and uploaded over it.
     """
     return [run for runs in _by_id(folder).values() if _marker(runs[-1]).exists() for run in runs]
+
+
+def remember_uploaded(folder: Path) -> None:
+    """Note what the server has of the runs whose directories `uploaded` lists; they may go then."""
+    for run in uploaded(folder):
+        _remember(folder, _run_id(run), _told(run))
 
 
 def _project(folder: Path) -> tuple[str | None, str]:
@@ -101,17 +156,92 @@ def _project(folder: Path) -> tuple[str | None, str]:
         ) from None
 
 
-def _waiting(folder: Path, say: Callable[[str], None]) -> list[Path]:
-    """The run directories to upload; says what else there is."""
-    states = {runs[-1]: _state(runs[-1]) for runs in _by_id(folder).values()}
-    waiting = [run for run, state in states.items() if state is None]
-    counts = Counter(state for state in states.values() if state is not None)
-    notes = [f"{_count(count)} {state}" for state, count in counts.items()]
-    if not waiting:
+def _jobs(
+    folder: Path, recorded: Sequence[Recorded], untracked: bool, say: Callable[[str], None]
+) -> list[_Job]:
+    """The runs of a run folder to upload; says what else there is."""
+    on_record = {run.id: run for run in recorded}
+    on_disk = _by_id(folder)
+    gone = _remembered(folder)
+    jobs: list[_Job] = []
+    states: Counter[str] = Counter()
+    for run_id in sorted({*on_record, *on_disk}):
+        runs = on_disk.get(run_id, [])
+        found = _find(runs, on_record.get(run_id), gone.get(run_id, Told()), untracked)
+        if isinstance(found, str):
+            states[found] += 1
+        else:
+            jobs.append(_Job(folder, run_id, found))
+    notes = [f"{_count(count)} {state}" for state, count in states.items()]
+    if not jobs:
         notes = ["nothing to upload", *notes]
     if notes:
         say(f"{folder}: {'; '.join(notes)}")
-    return waiting
+    return jobs
+
+
+def _find(
+    runs: Sequence[Path], recorded: Recorded | None, gone: Told, untracked: bool
+) -> Path | Recorded | str:
+    """What to upload of a run; or, in words, why nothing.
+
+    `runs` are its directories, the newest last; `gone` is what the server has from others that are
+    gone.
+    """
+    if any(map(_is_written, runs)):
+        return "still being written, left for the next time"
+    if recorded is not None:
+        if gone.covers(recorded.known):
+            return "uploaded already"
+        for run in reversed(runs):
+            if _told(run).covers(recorded.known):
+                return "uploaded already" if _marker(run).exists() else run
+        if recorded.tracked or untracked:
+            at_work = "not whole in wandb/, left until its sweep has ended"
+            return at_work if recorded.at_work else recorded
+    if not runs:
+        return "not tracked; --rebuild would upload them from segray's records"
+    if _marker(runs[-1]).exists():
+        return "uploaded already"
+    log = _log(runs[-1])
+    if log.is_file() and log.stat().st_size > HEADER_BYTES:
+        return runs[-1]
+    return "with nothing in them: killed before W&B had written anything to disk"
+
+
+def _is_written(run: Path) -> bool:
+    """Whether somebody writes or uploads a run directory now."""
+    try:
+        with writing(run).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def _told(run: Path) -> Told:
+    """How much of its run a run directory tells."""
+    log = _log(run)
+    return read_log(log) if log.is_file() else Told()
+
+
+def _remembered(folder: Path) -> dict[str, Told]:
+    path = folder / "wandb" / UPLOADED
+    if not path.is_file():
+        return {}
+    return {run_id: Told(**told) for run_id, told in json.loads(path.read_text()).items()}
+
+
+def _remember(folder: Path, run_id: str, told: Told) -> None:
+    """Note what the server has of a run."""
+    known = _remembered(folder)
+    if known.get(run_id, Told()).covers(told):
+        return
+    content = {name: asdict(one) for name, one in (known | {run_id: told}).items()}
+    path = folder / "wandb" / UPLOADED
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
 
 
 def _by_id(folder: Path) -> dict[str, list[Path]]:
@@ -127,20 +257,6 @@ def _by_id(folder: Path) -> dict[str, list[Path]]:
     return runs
 
 
-def _state(run: Path) -> str | None:
-    """Why a run directory is not to be uploaded; None where it is."""
-    if _marker(run).exists():
-        return "uploaded already"
-    try:
-        with writing(run).acquire(blocking=False):
-            log = _log(run)
-            if log.is_file() and log.stat().st_size > _HEADER_BYTES:
-                return None
-            return "killed before W&B had written anything to disk (metrics.jsonl is whole)"
-    except Timeout:
-        return "still being written, left for the next time"
-
-
 def _entity() -> str:
     """The entity that runs go to by default; raises where there is no way to upload."""
     possible, why = client.ways("online")
@@ -152,6 +268,26 @@ def _entity() -> str:
         raise RequestError(f"no run was uploaded: {error}") from None
     except ConnectionError as error:
         raise WorkError(f"no run was uploaded: {error}. Nothing is lost: try again later") from None
+
+
+def _bring(recorded: Recorded, entity: str) -> str:
+    """Upload a run from segray's records; returns what to say of it.
+
+    Nothing is sent where the server has all of it, from a folder that was lost since: it would miss
+    the images. Raises as `_upload` does, Timeout where another process has it, and RequestError
+    where its sweep goes on.
+    """
+    summary = client.ask_run(recorded.entity or entity, recorded.project, recorded.id)
+    if summary is not None and (there := read_summary(summary)).covers(recorded.known):
+        _remember(recorded.folder, recorded.id, there)
+        return "on the server already, all of it"
+    fault = recorded.retell()
+    runs = _by_id(recorded.folder).get(recorded.id, [])
+    whole = [run for run in runs if _told(run).covers(recorded.known)]
+    if not whole:
+        raise WorkError(f"told again from segray's records, it is not whole: {fault}")
+    with writing(whole[-1]).acquire(blocking=False):
+        return f"made again from segray's records, without images; {_upload(whole[-1])}"
 
 
 def _upload(run: Path) -> str:
@@ -183,9 +319,14 @@ def _wandb_sync(run: Path) -> Iterator[subprocess.Popen[str]]:
     """`wandb sync` on a run directory; ended on the way out, with its service process."""
     command = [sys.executable, "-m", "wandb", "sync", "--include-online", str(run)]
     environment = {k: v for k, v in os.environ.items() if k not in ("WANDB_MODE", "WANDB_SILENT")}
+    environment |= {
+        "WANDB_DIR": str(run.parent.parent),  # else its log goes to wherever the person is
+        "WANDB_ERROR_REPORTING": "false",
+        "NO_COLOR": "1",
+    }
     with subprocess.Popen(
         command,
-        env=environment | {"WANDB_ERROR_REPORTING": "false", "NO_COLOR": "1"},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -24,10 +27,25 @@ if TYPE_CHECKING:  # the client is slow to import, and absent is a case to survi
     from segray.tracking import Mode, TrackedImage
 
 _log = logging.getLogger("segray")
+_T = TypeVar("_T")
 _IGNORED = 255
 
-# A reused worker starts one tracker a trial: a server that is down is news only once a process.
-_said: set[str] = set()
+PAUSE_SECONDS = 600.0  # that runs stay offline once the server failed: each would wait in vain
+# A run may wait for the server this long in all, or a tenth of its own time where that is more.
+SLOW_SECONDS = 20.0
+SLOW_SHARE = 0.1
+
+
+@dataclass
+class _Server:
+    """What this process knows of the server: a reused worker starts one tracker a trial."""
+
+    fault: str = ""
+    shunned_until: float = -math.inf  # on the monotonic clock
+    said: set[str] = field(default_factory=set)  # what is no news any more
+
+
+_server = _Server()
 
 
 class WandbTracker:
@@ -43,17 +61,20 @@ class WandbTracker:
     ) -> None:
         self.warning: str | None = None
         self._folder, self._classes, self._identity = folder, classes, identity
-        self._offline = f"this run goes on offline in {folder / 'wandb'}"
+        self._began, self._waited = time.monotonic(), 0.0
         self._run: wandb.Run | None = None
         self._writing: FileLock | None = None
         self._told: dict[int, dict[str, object]] = {}  # by epoch
         self._modes: list[Online] = []  # still to be tried, the best first
         try:
-            self._modes, why = within(client.INIT_SECONDS, lambda: ways(mode))
+            self._modes, why = self._within(client.INIT_SECONDS, lambda: ways(mode))
             if mode == "online" and self._modes == ["offline"]:
-                self._say(why, self._offline)
+                self._keep(why)
+            elif "online" in self._modes and time.monotonic() < _server.shunned_until:
+                self._modes.remove("online")
+                self._keep(_server.fault)
         except (Exception, SystemExit) as error:
-            self._say(told(error), "this run is not tracked")
+            self._say("this run is not tracked", told(error))
         self._use(lambda run: None)
 
     def log(self, metrics: Mapping[str, float], *, epoch: int) -> None:
@@ -93,11 +114,15 @@ class WandbTracker:
         run, self._run, self._modes = self._run, None, []
         if run is None:
             return
+        online = run.settings.mode == "online"
         try:
-            within(client.FINISH_SECONDS + GRACE_SECONDS, lambda: _close(run, failed))
+            self._within(client.FINISH_SECONDS + GRACE_SECONDS, lambda: _close(run, failed))
         except (Exception, SystemExit) as error:
-            kept = f"what was not uploaded is kept in {self._folder / 'wandb'}"
-            self._say(told(error), kept)
+            self._shun(told(error)) if online else self._keep(told(error))
+        else:
+            lived = time.monotonic() - self._began
+            if online and self._waited > max(SLOW_SECONDS, SLOW_SHARE * lived):
+                self._shun(f"the server is slow: {self._waited:.0f} s of waiting for this run")
         # The client's service writes the end of its log some time after finish() has returned.
         tear_down()
         self._release()
@@ -112,14 +137,14 @@ class WandbTracker:
             if self._run is None:
                 return
             try:
-                within(client.INIT_SECONDS, partial(put, self._run))
+                self._within(client.INIT_SECONDS, partial(put, self._run))
             except (Exception, SystemExit) as error:
                 if self._modes:
                     self._leave(error)
                     self._use(lambda run: None)
                     self._show(parts)
                     return
-                self._say(told(error), loss)
+                self._say(loss, told(error))
 
     def _use(self, action: Callable[[wandb.Run], None]) -> None:
         """Do `action` on the run; where that fails, on a new run in the next mode that is left."""
@@ -127,8 +152,8 @@ class WandbTracker:
             try:
                 if self._run is None:
                     start = partial(self._start, self._modes.pop(0))
-                    self._run = within(client.INIT_SECONDS + GRACE_SECONDS, start)
-                within(client.INIT_SECONDS, partial(action, self._run))
+                    self._run = self._within(client.INIT_SECONDS + GRACE_SECONDS, start)
+                self._within(client.INIT_SECONDS, partial(action, self._run))
                 return
             except (Exception, SystemExit) as error:
                 self._leave(error)
@@ -137,8 +162,10 @@ class WandbTracker:
         """Give the run up; another may follow in the next mode that is left."""
         self._run = None
         self._release()
-        otherwise = "this run is not tracked any further"
-        self._say(told(error), self._offline if self._modes else otherwise)
+        if self._modes:
+            self._shun(told(error))
+        else:
+            self._say("this run is not tracked any further", told(error))
         tear_down()
 
     def _start(self, mode: Online) -> wandb.Run:
@@ -165,17 +192,34 @@ class WandbTracker:
         if self._writing is not None:
             self._writing.release()
 
-    def _say(self, cause: str, consequence: str) -> None:
-        self.warning = f"W&B: {cause}; {consequence}"
-        news = cause.replace(str(self._identity["id"]), "")
-        if news in _said:
+    def _within(self, seconds: float, action: Callable[[], _T]) -> _T:
+        """As `within`; what it takes is booked."""
+        started = time.monotonic()
+        try:
+            return within(seconds, action)
+        finally:
+            self._waited += time.monotonic() - started
+
+    def _shun(self, fault: str) -> None:
+        """The server failed: this process leaves it alone for a while."""
+        _server.fault = fault.replace(f" for run {self._identity['id']}", "")
+        _server.shunned_until = time.monotonic() + PAUSE_SECONDS
+        self._keep(_server.fault)
+
+    def _keep(self, cause: str) -> None:
+        sync = shlex.join(["segray", "sync", str(self._folder)])
+        self._say(f"what its server lacks is kept in {self._folder / 'wandb'}, for `{sync}`", cause)
+
+    def _say(self, consequence: str, cause: str) -> None:
+        """The consequence first: all runs share it, while each process words the cause anew."""
+        self.warning = f"W&B: {consequence} ({cause})"
+        if consequence in _server.said:
             return
-        _said.add(news)
+        _server.said.add(consequence)
         _log.warning(
-            "%s. segray's own records are complete. Check network, WANDB_BASE_URL and key;"
-            " upload later with `segray sync %s`, or switch tracking off.",
+            "%s. segray's own records are complete. Check network, WANDB_BASE_URL and key, or "
+            "switch tracking off.",
             self.warning,
-            self._folder,
         )
 
 

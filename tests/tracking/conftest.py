@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from segray.tracking import Tracker, start_tracker
+from segray.tracking.wandb_tracker import _Server
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 IDENTITY = {
@@ -35,7 +36,7 @@ def wandb_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(home / name.lower()))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("segray.tracking.wandb_tracker._said", set())
+    monkeypatch.setattr("segray.tracking.wandb_tracker._server", _Server())
     yield
     import wandb  # the client reads environment and settings once, until it is torn down
 

@@ -41,7 +41,14 @@ def test_check(
 
 @pytest.mark.parametrize(
     ("behaviour", "says"),
-    [("denied", "refuses the key"), ("error", "did not answer"), ("stall", "did not answer")],
+    [
+        ("denied", "refuses the key"),
+        ("forbidden", "refuses the key"),
+        ("quota", "answers with 402: "),
+        ("error", "did not answer"),
+        ("busy", "did not answer"),
+        ("stall", "did not answer"),
+    ],
 )
 def test_check_finds_a_server_that_does_not_serve(
     behaviour: Any, says: str, online: Any, impatient: None

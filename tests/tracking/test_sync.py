@@ -21,7 +21,9 @@ Sync = Callable[[], list[str]]
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "sweep.yaml").write_text("tracking: {wandb: {project: streets, entity: null}}\n")
+    (folder / "sweep.yaml").write_text(
+        "# id: 01234567\ntracking: {wandb: {project: streets, entity: null}}\n"
+    )
     return folder
 
 
@@ -110,18 +112,25 @@ def test_a_killed_run_whose_beginning_the_server_has_is_one_run(
     assert_whole(online, 4)
 
 
-@pytest.mark.parametrize("trouble", ["error", "denied", "stall"])
+@pytest.mark.parametrize(
+    ("trouble", "where"),
+    [
+        *((trouble, "") for trouble in ("error", "denied", "forbidden", "quota", "busy", "stall")),
+        ("quota", "/put/"),
+        ("stall", "file_stream"),
+    ],
+)
 def test_what_a_failing_server_did_not_take_is_uploaded_later(
-    trouble: str, track: Any, sync: Sync, online: Any, impatient: None
+    trouble: str, where: str, track: Any, sync: Sync, online: Any, impatient: None
 ) -> None:
-    online.behaviour_later = trouble
+    online.behaviour_later, online.where = trouble, where
     track("online", 3)
     online.recover()
     sync()
     assert_whole(online, 3)
 
 
-@pytest.mark.parametrize("trouble", ["error", "denied", "stall"])
+@pytest.mark.parametrize("trouble", ["error", "denied", "quota", "stall"])
 def test_a_server_lost_on_the_way_loses_nothing(
     trouble: str, track: Any, sync: Sync, run: Path, online: Any, impatient: None
 ) -> None:

@@ -166,7 +166,9 @@ def test_online_without_images_uploads_none(start: Start, online: Any) -> None:
     assert not [name for name in online.uploads("trial-7") if name.startswith("media/images")]
 
 
-@pytest.mark.parametrize("trouble", ["refused", "error", "denied", "stall"])
+@pytest.mark.parametrize(
+    "trouble", ["refused", "error", "denied", "forbidden", "quota", "busy", "stall"]
+)
 def test_a_server_in_trouble_means_offline(
     trouble: str,
     start: Start,
@@ -181,13 +183,21 @@ def test_a_server_in_trouble_means_offline(
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     else:
         online.behaviour = trouble
-    for run_id in ("trial-1", "trial-2") if trouble == "denied" else ("trial-1",):
-        train(start("auto", run_id))
+    warnings = set()
+    for run_id in ("trial-1", "trial-2"):
+        tracker = start("auto", run_id)
+        train(tracker)
+        warnings.add(tracker.warning)
         rows = history(inspect(offline_log(tmp_path, run_id)))
         assert len([r for r in rows if "val/miou" in r]) == 3
+        asked = len(online.requests)
+        # The second did not ask at all: a worker that runs many trials waits once.
+        assert list(tmp_path.glob(f"run/wandb/run-*-{run_id}")) == [] or run_id == "trial-1"
+    assert len(online.requests) == asked
+    assert len(warnings) == 1  # the driver's screen shows it once
     (said,) = [record for record in caplog.records if record.name == "segray"]
     assert said.levelname == "WARNING"
-    assert "offline" in said.getMessage()
+    assert f"is kept in {tmp_path / 'run/wandb'}" in said.getMessage()
     assert f"segray sync {tmp_path / 'run'}" in said.getMessage()
     assert KEY not in caplog.text
     assert key_holders(tmp_path) == []
@@ -203,6 +213,56 @@ def test_a_server_that_stalls_later_does_not_hold_the_run(
     tracker.finish({"best": 0.5})
     assert "kept in" in caplog.text
     assert list(tmp_path.glob("run/wandb/run-*/run-trial-7.wandb"))
+
+
+@pytest.mark.parametrize("where", ["file_stream", "/put/"])
+def test_a_quota_that_is_used_up_is_told(where: str, start: Start, online: Any) -> None:
+    """W&B's server goes on with the run, and takes no metrics, or no files, any more."""
+    online.behaviour, online.where = "quota", where
+    tracker = start("online")
+    train(tracker)
+    assert "storage quota exceeded" in str(tracker.warning)
+    online.recover()
+    assert start("online", "trial-8").warning == tracker.warning  # for a while all stay offline
+
+
+def test_epochs_do_not_wait_for_the_server(start: Start, online: Any, impatient: None) -> None:
+    """One that waited would be given up."""
+    tracker = start("online")
+    online.behaviour = "stall"
+    for epoch in (1, 2, 3):
+        tracker.log({"val/miou": epoch / 4}, epoch=epoch)
+    assert tracker.warning is None
+    online.recover()
+    tracker.finish({"best": 0.75})
+    assert online.runs["trial-7"].curve("val/miou") == {1: 0.25, 2: 0.5, 3: 0.75}
+
+
+def test_a_server_that_is_slow_is_left_alone_for_a_while(
+    start: Start, online: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    for limit in ("SLOW_SECONDS", "SLOW_SHARE"):
+        monkeypatch.setattr(f"segray.tracking.wandb_tracker.{limit}", 0.0)
+    first = start("online", "trial-1")
+    first.finish({"best": 0.5})
+    assert "the server is slow" in str(first.warning)
+    assert online.runs["trial-1"].exit_code == 0
+    second = start("online", "trial-2")
+    second.finish({})
+    assert second.warning == first.warning
+    assert "trial-2" not in online.runs
+    assert offline_log(tmp_path, "trial-2").exists()
+
+
+def test_a_server_that_is_back_is_used_again(start: Start, online: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("segray.tracking.wandb_tracker.PAUSE_SECONDS", 0.0)
+    online.behaviour = "denied"
+    train(start("online", "trial-1"))
+    online.recover()
+    again = start("online", "trial-2")
+    train(again)
+    assert again.warning is None
+    assert online.runs["trial-2"].exit_code == 0
 
 
 def test_online_without_a_key_never_asks(start: Start, caplog: Any, tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""What W&B is told of a trial: by the trial itself or, in the same words, from its records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from segray.sweep.records import (
+    RunFolder,
+    TrialSpec,
+    read_assignment,
+    read_config,
+    read_outcome,
+    read_tracking,
+)
+from segray.tracking import Mode, TrackedImage, Tracker, start_tracker
+from segray.tracking.run_log import Told
+from segray.tracking.sync import Recorded, sync_runs
+from segray.train import Metrics, Outcome, kept_records, read_records
+
+
+def start(spec: TrialSpec, mode: Mode) -> Tracker:
+    """Start a trial's run."""
+    return start_tracker(
+        mode,
+        project=spec.wandb["project"],
+        entity=spec.wandb["entity"],
+        run_id=spec.run_id,
+        run_name=f"{spec.sweep}-{spec.id}",
+        group=spec.sweep,
+        job_type="final" if spec.scores_test else "trial",
+        config=spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)},
+        folder=spec.run_folder,
+        classes=spec.config.data.class_names,
+    )
+
+
+def tell(tracker: Tracker, record: Metrics) -> None:
+    """Tell a trial's run an epoch."""
+    hidden = ("confusion", "time/ended")
+    shown = {name: value for name, value in record.items() if name not in hidden}
+    tracker.log(shown, epoch=record["epoch"])
+
+
+def finish(
+    tracker: Tracker, spec: TrialSpec, outcome: Outcome | None, images: Sequence[TrackedImage] = ()
+) -> None:
+    """Close a trial's run with its summary and the best epoch's matrix.
+
+    Without an outcome the trial was stopped, and may go on later.
+    """
+    if outcome is None:
+        tracker.finish({"state": "stopped"}, failed=True)
+        return
+    summary = {
+        "state": outcome.state,
+        "reason": outcome.reason,
+        "objective": outcome.objective,
+        "best": outcome.best_value,
+        "best_epoch": outcome.best_epoch,
+        "epochs": outcome.epochs,
+        "seconds": outcome.seconds,
+        **_test_scores(spec.folder),
+    }
+    # A failed training may get another chance, and its next epoch then has the matrix's place.
+    at_best = [
+        record["confusion"]
+        for record in read_records(spec.folder / "metrics.jsonl")
+        if record["epoch"] == outcome.best_epoch and outcome.state != "failed"
+    ]
+    tracker.finish(
+        summary,
+        confusion=np.array(at_best[0], dtype=np.int64) if at_best else None,
+        images=images,
+        failed=outcome.state in ("diverged", "failed"),
+    )
+
+
+def sync(paths: Sequence[Path], say: Callable[[str], None], *, untracked: bool = False) -> int:
+    """Bring the runs of run folders to W&B's server, as `sync_runs` does.
+
+    Raises RequestError for a folder that is no run's.
+    """
+    folders = [RunFolder.open(path) for path in paths]
+    recorded = [run for folder in folders for run in _recorded(folder)]
+    return sync_runs(paths, say, recorded, untracked=untracked)
+
+
+def _recorded(folder: RunFolder) -> Iterator[Recorded]:
+    """The runs of trials and final trainings that have begun."""
+    at_work = folder.running()
+    for spec in _specs(folder):
+        outcome, records = _story(spec)
+        if outcome is None and not records:
+            continue  # nothing to tell yet
+        yield Recorded(
+            folder=folder.path,
+            id=spec.run_id,
+            entity=spec.wandb["entity"],
+            project=spec.wandb["project"],
+            known=Told(len(records), outcome.state if outcome else None),
+            tracked=spec.wandb["mode"] != "disabled",
+            at_work=at_work,
+            retell=partial(_retell, folder, spec),
+        )
+
+
+def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
+    """Trials and final trainings that have begun, as they were given to their processes."""
+    paths = sorted([*folder.path.glob("trials/*"), *folder.path.glob("final*/*")])
+    if not paths:
+        return
+    sweep = folder.config()
+    # What an earlier version recorded does not say whether it was tracked.
+    unknown = sweep.tracking.wandb.model_dump() | {"mode": "disabled"}
+    for path in paths:
+        config = read_config(path)
+        if config is None:
+            continue
+        final = path.parent.name != "trials"
+        trial_id = folder.final_id(path) if final else path.name
+        yield TrialSpec(
+            id=trial_id,
+            folder=path,
+            config=config,
+            assignment=read_assignment(path),
+            sweep=sweep.name,
+            run_id=f"{folder.sweep_id}-{trial_id}",
+            run_folder=folder.path,
+            wandb=read_tracking(path) or unknown,
+            cpus=config.threads,
+            scores_test=final,
+        )
+
+
+def _story(spec: TrialSpec) -> tuple[Outcome | None, list[Metrics]]:
+    """How a trial ended, if it has, and its epochs."""
+    outcome = read_outcome(spec.folder)
+    if outcome is None:  # an epoch without its checkpoint would be trained again
+        return None, kept_records(spec.folder)
+    return outcome, read_records(spec.folder / "metrics.jsonl")
+
+
+def _retell(folder: RunFolder, spec: TrialSpec) -> str | None:
+    """Tell a trial's run to a new folder in wandb/; returns what went wrong."""
+    with folder.alone():
+        outcome, records = _story(spec)
+        tracker = start(spec, "offline")
+        for record in records:
+            tell(tracker, record)
+        finish(tracker, spec, outcome)
+    return tracker.warning
+
+
+def _test_scores(folder: Path) -> Metrics:
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return {}
+    scores: Metrics = json.loads(path.read_text())
+    return {name: value for name, value in scores.items() if name.startswith("test/")}
