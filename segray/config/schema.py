@@ -603,8 +603,8 @@ class NoRule(Frozen):
 def _none_is_null(value: Any) -> Any:
     if not isinstance(value, dict) or value.get("type") != "none":
         return value
-    if len(value) > 1:
-        raise ValueError(f"type: none takes no other key, got {' and '.join(value)}")
+    if others := [str(key) for key in value if key != "type"]:
+        raise ValueError(f"type: none takes no other key, got {' and '.join(others)}")
     return None
 
 

@@ -426,7 +426,7 @@ def read_assignment(folder: Path) -> dict[str, Any]:
 def read_tracking(folder: Path) -> dict[str, Any] | None:
     """How a trial was shown in W&B when it was last started, where its record says that."""
     path = folder / "config.yaml"
-    with _reading(path):
+    with reading(path):
         tracking = read_yaml(path)[0].get("tracking")
         return dict(tracking["wandb"]) if tracking else None
 

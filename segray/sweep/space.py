@@ -79,7 +79,7 @@ def _sampler(config: SweepConfig, number: int, attempt: int) -> optuna.samplers.
         choose = Sobol(_seed(config.seed, attempt), number).sample_relative
     else:
         return chance  # every value of a grid is fixed
-    return Whole(choose, chance, _modelled(config), number)
+    return Whole(choose, chance, _distributions(config), number)
 
 
 def left_to_chance(config: SweepConfig, sources: Mapping[str, str]) -> str:
@@ -142,14 +142,19 @@ def _seed(*stream: int) -> int:
     return int(np.random.SeedSequence(stream).generate_state(1)[0])
 
 
-def _modelled(config: SweepConfig) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The searched keys that `method` chooses together, and what each is drawn from."""
-    probe = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+def _modelled(config: SweepConfig) -> list[str]:
+    """The searched keys that `method` chooses together; CMA-ES knows them by their order."""
     blind = unmodelled(config)
-    for name, parameter in config.parameters.items():
-        if parameter.count != 1 and name not in blind:
-            _draw(probe, name, parameter)
-    return dict(sorted(probe.distributions.items()))  # CMA-ES knows them by their order
+    return sorted(n for n, p in config.parameters.items() if p.count != 1 and n not in blind)
+
+
+def _distributions(config: SweepConfig) -> dict[str, optuna.distributions.BaseDistribution]:
+    """What each of those keys is drawn from."""
+    probe = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    for name in _modelled(config):
+        _draw(probe, name, config.parameters[name])
+    drawn: dict[str, optuna.distributions.BaseDistribution] = probe.distributions
+    return drawn
 
 
 def _draw(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:

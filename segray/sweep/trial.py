@@ -25,6 +25,7 @@ from segray.sweep.records import (
     TrialSpec,
     alone_with,
     at_work_in,
+    failed_outcome,
     write_config,
     write_outcome,
     write_text,

@@ -269,8 +269,8 @@ def test_trials_of_two_workers_are_pruned_beside_another_ray(sweep_file, leaderb
                     method="grid",
                     parameters={"train.optimizer.lr": {"values": [1.0e-2, 1.0e-4]}},
                     run_cap=2,
-                    resources={"workers": 2},
-                    early_terminate={"type": "asha", "min_iter": 1, "eta": 2},
+                    resources={"workers": 2, "max_concurrent": 1},
+                    early_terminate={"type": "median", "min_iter": 1, "min_trials": 1},
                     tracking={"wandb": {"mode": "disabled"}},
                 )
             )
