@@ -58,20 +58,16 @@ def sampler(
 
 
 def _sampler(config: SweepConfig, number: int, attempt: int) -> optuna.samplers.BaseSampler:
-    """TPE and GP draw a quarter of the trials at random before they model: Optuna's fixed ten
-    would be most of a small sweep.
-    """
     seed = _seed(config.seed, number, attempt)
     chance = optuna.samplers.RandomSampler(seed=seed)
     choose: Choose
     if config.method == "tpe":
-        startup = math.ceil(trial_count(config) / 4)
+        startup = _first_trials(config)
         # The liar keeps trials that run side by side apart.
         return optuna.samplers.TPESampler(n_startup_trials=startup, constant_liar=True, seed=seed)
     if config.method == "gp" and attempt < PROPOSALS:
-        startup = max(FEWEST, math.ceil(trial_count(config) / 4))
-        choose = gaussian_process(seed, startup, (number, attempt))
-    elif config.method == "cmaes":  # with start-up it would begin only after a first random trial
+        choose = gaussian_process(seed, _first_trials(config), (number, attempt))
+    elif config.method == "cmaes":  # start-up trials would only teach Optuna the space
         choose = optuna.samplers.CmaEsSampler(
             n_startup_trials=0, consider_pruned_trials=True, seed=seed
         ).sample_relative
@@ -95,10 +91,10 @@ def left_to_chance(config: SweepConfig, sources: Mapping[str, str]) -> str:
             for name, why in blind.items()
         ]
         told.append(f"{', '.join(keys)}: {config.method} cannot learn of these, method: tpe can")
-    if config.method == "cmaes" and (known := _modelled(config)):
-        generation = cmaes.CMA(mean=np.zeros(len(known)), sigma=1.0).population_size
-        if generation >= (trials := trial_count(config)):
-            told.append(f"all {trials} trials: cmaes first learns from {generation}")
+    if config.method in ("gp", "cmaes") and _modelled(config):
+        first, trials = _first_trials(config), trial_count(config)
+        if first >= trials:
+            told.append(f"all {trials} trials: {config.method} begins to learn after {first}")
     return "; ".join(told)
 
 
@@ -140,6 +136,19 @@ def brackets(rule: Asha | Hyperband, epochs: int) -> list[tuple[float, list[int]
 
 def _seed(*stream: int) -> int:
     return int(np.random.SeedSequence(stream).generate_state(1)[0])
+
+
+def _first_trials(config: SweepConfig) -> int:
+    """How many trials have to end before `method` learns of them.
+
+    Of CMA-ES a generation; else a quarter of the sweep: Optuna's fixed ten would be most of a small
+    one.
+    """
+    if config.method == "cmaes":
+        generation: int = cmaes.CMA(np.zeros(len(_modelled(config))), sigma=1.0).population_size
+        return generation
+    quarter = math.ceil(trial_count(config) / 4)
+    return max(FEWEST, quarter) if config.method == "gp" else quarter
 
 
 def _modelled(config: SweepConfig) -> list[str]:

@@ -192,12 +192,14 @@ def test_a_dry_run_says_what_a_method_leaves_to_chance_and_when_trials_stop(
     assert plan.startswith(" ".join(["Plan", *expected]))
 
 
-def test_a_sweep_too_short_for_cmaes_to_learn_is_told(sweep_file):
+@pytest.mark.parametrize(("method", "first"), [("cmaes", 6), ("gp", 4)])
+def test_a_sweep_too_short_for_a_method_to_learn_is_told(sweep_file, method, first):
     lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}
     parameters = {"train.optimizer.lr": lr, "train.augment.flip": {"min": 0.0, "max": 0.5}}
-    file = sweep_file(method="cmaes", parameters=parameters)
-    told = [left_to_chance(load_sweep(file, [f"run_cap={trials}"]), {}) for trials in (6, 7)]
-    assert told == ["all 6 trials: cmaes first learns from 6", ""]
+    file = sweep_file(method=method, parameters=parameters)
+    sweeps = [load_sweep(file, [f"run_cap={trials}"]) for trials in (first, first + 1)]
+    told = f"all {first} trials: {method} begins to learn after {first}"
+    assert [left_to_chance(sweep, {}) for sweep in sweeps] == [told, ""]
 
 
 def test_a_dry_run_names_the_environment(sweep_file, segray, monkeypatch, tmp_path):
