@@ -89,6 +89,14 @@ def sweep(
         ),
     ] = False,
     resume: Resume = False,
+    extend: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Take up the run and add N trials to it."),
+    ] = None,
+    max_concurrent: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="So many trials at once; default: as many as fit."),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(help="A Ray cluster to join; default: RAY_ADDRESS, or Ray on this machine."),
@@ -105,6 +113,8 @@ def sweep(
         segray sweep sweeps/unet.yaml sweeps/segformer.yaml tracking.wandb.mode=offline
 
         segray sweep sweeps/unet.yaml --resume
+
+        segray sweep sweeps/unet.yaml --extend 12
     """
     from segray.config import read_sweep
     from segray.sweep.dry_run import show_plan
@@ -113,6 +123,8 @@ def sweep(
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
     files, overrides = _split(arguments)
+    if max_concurrent is not None:
+        overrides.append(f"resources.max_concurrent={max_concurrent}")
     read = []
     for file in files:
         with _Advice(file):
@@ -123,7 +135,11 @@ def sweep(
         return
     with _Advice(files[0]):
         run_sweeps(
-            [one.config for one in read], resume=resume, replace=smoke_test, command=context.obj
+            [one.config for one in read],
+            resume=resume,
+            extend=extend or 0,
+            replace=smoke_test,
+            command=context.obj,
         )
 
 
@@ -156,6 +172,32 @@ def status(runs: Runs) -> None:
 
     for run in runs:
         show_status(Path(run))
+
+
+@app.command()
+def patience(
+    runs: Runs,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as a JSON object a run.")
+    ] = False,
+) -> None:
+    """What each patience would have cost and saved in a run, replayed from its records.
+
+    Early stopping is replayed on every trial, epoch by epoch, for each patience up to the largest
+    that one ran with. It trains nothing. A trial that was cut short (by a smaller patience, ASHA,
+    the budget or a fault) says nothing about what would have come after: it is marked, counted, and
+    left out.
+
+    Examples:
+
+        segray patience runs/unet
+
+        segray patience runs/unet --json > patience.json
+    """
+    from segray.sweep.patience import show_patience
+
+    for run in runs:
+        show_patience(Path(run), as_json=as_json)
 
 
 @app.command()

@@ -25,7 +25,7 @@ SWEEP = {
     "parameters": {LR: {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}},
     "tracking": {"wandb": {"mode": "disabled"}},
 }
-COMMANDS = ("status", "clean", "sync")
+COMMANDS = ("status", "patience", "clean", "sync")
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +177,7 @@ def test_a_split_without_images(refused, tmp_path):
     assert "two cities" in message
 
 
-@pytest.mark.parametrize("command", ["status", "clean", "sync"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_run_folder_that_is_none(refused, tmp_path, command):
     message = refused(command, tmp_path)
     assert str(tmp_path) in message

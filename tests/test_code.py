@@ -61,6 +61,7 @@ def test_segray_imports_and_builds_without_torchvision():
         ["data", "--help"],
         ["data", "cache", "--help"],
         ["bench", "--help"],
+        ["patience", "--help"],
     ],
 )
 def test_importing_segray_and_its_help_load_nothing_large(arguments):

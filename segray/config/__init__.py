@@ -9,6 +9,7 @@ from segray.config.assignment import (
     satisfied,
     trial_config,
     trial_count,
+    unmodelled,
 )
 from segray.config.errors import (
     ConfigError,
@@ -29,6 +30,7 @@ from segray.config.schema import (
     Folders,
     FoldersData,
     Loss,
+    Metric,
     Optimizer,
     Parameter,
     ScenesData,
@@ -51,6 +53,7 @@ __all__ = [
     "FoldersData",
     "Interrupted",
     "Loss",
+    "Metric",
     "Optimizer",
     "Parameter",
     "Problem",
@@ -76,4 +79,5 @@ __all__ = [
     "satisfied",
     "trial_config",
     "trial_count",
+    "unmodelled",
 ]

@@ -18,6 +18,7 @@ from segray.config.yaml_file import KeyPath
 
 Assignment = dict[str, Any]
 MANY = 1000  # values of one key, or trials, stand for all that there can be
+_MOST_STEPS = 1_000_000  # of a range, that a Gaussian process can go through
 
 
 def trial_config(
@@ -53,6 +54,21 @@ def trial_count(config: SweepConfig) -> int:
     if config.method == "grid":
         return sum(1 for _ in grid(config))
     return 20 if config.run_cap is None else config.run_cap
+
+
+def unmodelled(config: SweepConfig) -> dict[str, str]:
+    """The searched keys that `method` draws at random, as it can learn nothing of them, and why."""
+    reasons = {}
+    for name, parameter in config.parameters.items():
+        if config.method not in ("gp", "cmaes") or parameter.count == 1:
+            continue
+        if parameter.when:
+            reasons[name] = "not searched in every trial"
+        elif config.method == "cmaes" and parameter.values is not None:
+            reasons[name] = "values, no range"
+        elif config.method == "gp" and (parameter.count or 0) > _MOST_STEPS:
+            reasons[name] = "over a million steps"
+    return reasons
 
 
 def grid(config: SweepConfig) -> Iterator[Assignment]:

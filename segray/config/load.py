@@ -89,7 +89,8 @@ def read_unchecked(file: str | Path, env: Mapping[str, str] = os.environ) -> dic
 
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
-_KINDS = {"model": "name", "data": "format"}  # sections whose keys depend on one of them
+# Sections whose keys depend on one of them.
+_KINDS = {"model": "name", "data": "format", "early_terminate": "type"}
 _CLASSES = ("data", "classes")  # in the order of the logits: two such lists cannot be mixed
 
 

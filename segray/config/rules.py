@@ -19,10 +19,12 @@ from segray.config.assignment import (
     random_draws,
     reachable_places,
     searched_in,
+    trial_count,
+    unmodelled,
     value_at,
 )
 from segray.config.require import parse
-from segray.config.schema import Data, Parameter, SweepConfig, TrialConfig
+from segray.config.schema import Data, Median, Parameter, SweepConfig, TrialConfig
 from segray.config.validate import Flaw, get, nearest, searchable_keys
 from segray.config.yaml_file import KeyPath, brief, show
 
@@ -42,8 +44,9 @@ def contradictions(config: SweepConfig) -> list[Flaw]:
     found = [*_when(config)]
     if found:  # which trials there are, nobody can say
         return found
-    rules = (_require, _values_fit, _start_points, _between_keys, _grid)
-    return [flaw for rule in rules for flaw in rule(config)] or [*_draws(config)]
+    rules = (_require, _values_fit, _start_points, _between_keys, _early_terminate, _method, _grid)
+    found = [flaw for rule in rules for flaw in rule(config)]
+    return found or [*_draws(config), *_trials_left(config)]
 
 
 def _when(config: SweepConfig) -> Iterator[Flaw]:
@@ -133,6 +136,30 @@ def _broken_by(config: SweepConfig, point: Mapping[str, Any], at: KeyPath) -> It
             pass  # said once, of the condition
 
 
+def _early_terminate(config: SweepConfig) -> Iterator[Flaw]:
+    rule = config.early_terminate
+    if rule is None:
+        return
+    epochs = max((reached for _, reached in reachable_places(config, "train.epochs")), default=0)
+    if rule.min_iter >= epochs > 0:
+        first = "first epoch to stop at" if isinstance(rule, Median) else "first rung"
+        why = (
+            f"the {first} must come before the last epoch ({epochs}), or {rule.type} stops "
+            "nothing; lower it, or early_terminate=null to stop no trial"
+        )
+        yield Flaw(("early_terminate", "min_iter"), why, rule.min_iter)
+
+
+def _method(config: SweepConfig) -> Iterator[Flaw]:
+    """A method that would draw every searched key at random."""
+    blind = unmodelled(config)
+    known = [n for n, p in config.parameters.items() if p.count != 1 and n not in blind]
+    if blind and not known:
+        keys = ", ".join(f"{name} ({why})" for name, why in blind.items())
+        rule = f"{config.method} can learn of no searched key here: {keys}. method: tpe takes them"
+        yield Flaw(("method",), rule, config.method)
+
+
 def _grid(config: SweepConfig) -> Iterator[Flaw]:
     if config.method != "grid":
         return
@@ -177,6 +204,17 @@ def _draws(config: SweepConfig) -> Iterator[Flaw]:
             return
         made.append(tried)
     yield from _unmet(config, made, none)
+
+
+def _trials_left(config: SweepConfig) -> Iterator[Flaw]:
+    """A median of so many trials that none is left to be compared with it."""
+    rule = config.early_terminate
+    if isinstance(rule, Median) and rule.min_trials >= (trials := trial_count(config)):
+        why = (
+            f"the sweep has {trials} trials, so that none is left to stop once so many have "
+            "finished; lower it, raise run_cap, or early_terminate=null to stop no trial"
+        )
+        yield Flaw(("early_terminate", "min_trials"), why, rule.min_trials)
 
 
 def _unmet(config: SweepConfig, made: Sequence[TrialConfig], none: str) -> Iterator[Flaw]:
@@ -225,14 +263,6 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
         if uneven := sorted(share for share in shares if share % passes):
             rule = f"a worker's share of {uneven[0]} images cannot be taken in {passes} even passes"
             yield Flaw(path, rule, passes)
-    asha = config.early_terminate
-    epochs = max((reached for _, reached in reachable_places(config, "train.epochs")), default=0)
-    if asha is not None and asha.min_iter >= epochs > 0:
-        rule = (
-            f"the first rung must come before the last epoch ({epochs}), or ASHA stops "
-            "nothing; lower it, or early_terminate=null for no ASHA"
-        )
-        yield Flaw(("early_terminate", "min_iter"), rule, asha.min_iter)
     size = config.data.size
     for path, crop in reachable_places(config, "train.crop"):
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):

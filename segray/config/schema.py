@@ -573,13 +573,68 @@ class Asha(Frozen):
     """Rungs stand at min_iter x eta^k epochs."""
 
 
+class Hyperband(Frozen):
+    """Several ASHAs side by side, each with a later first rung, for trials that begin slowly."""
+
+    type: Literal["hyperband"]
+    min_iter: Positive = 3
+    """The first rung of the strictest, in epochs; no trial is stopped before it."""
+    eta: Annotated[Whole, Field(ge=2)] = 3
+    """Rungs stand at min_iter x eta^k epochs, and each ASHA begins one rung after the one before,
+    the last at or just below train.epochs."""
+
+
+class Median(Frozen):
+    """A trial ends where its objective is worse than the median of finished trials was there."""
+
+    type: Literal["median"]
+    min_iter: Positive = 3
+    """No trial is stopped before this epoch."""
+    min_trials: Positive = 5
+    """Nor at an epoch that fewer finished trials came to."""
+
+
+class NoRule(Frozen):
+    """Every trial runs to its end."""
+
+    type: Literal["none"]
+
+
+def _none_is_null(value: Any) -> Any:
+    if not isinstance(value, dict) or value.get("type") != "none":
+        return value
+    if others := [str(key) for key in value if key != "type"]:
+        raise ValueError(f"type: none takes no other key, got {' and '.join(others)}")
+    return None
+
+
+StopRule = Annotated[Asha | Hyperband | Median, Field(discriminator="type")]
+
+
 class Budget(Frozen):
-    """When a sweep stops even though trials are left."""
+    """When the search stops even though trials are left. No trial starts that what is left of the
+    budget cannot hold; several sweep files in one command share it evenly."""
 
     hours: Annotated[Number, Field(gt=0)] | None = None
-    """Wall-clock hours; then running trials end after their epoch and no new one starts."""
+    """Wall-clock hours of searching; then running trials end after their epoch."""
+    gpu_hours: Annotated[Number, Field(gt=0)] | None = None
+    """Hours of training times the GPUs of a trial; then running trials end after their epoch."""
+    epochs: Positive | None = None
+    """Epochs of all trials together, never exceeded."""
     max_failed_trials: Annotated[Whole, Field(ge=0)] = 3
     """One more failed trial than this ends the sweep."""
+
+
+class Failure(Frozen):
+    """What happens to a trial that fails."""
+
+    retries: Annotated[Whole, Field(ge=0)] = 1
+    """How often a trial whose process died or raised goes on from its last epoch."""
+    on_out_of_memory: Literal["stop", "accumulate"] = "stop"
+    """accumulate: once more, with twice train.accumulate, so that a pass holds half the images."""
+    on_divergence: Literal["stop", "keep"] = "stop"
+    """A training whose loss is no longer finite ends. stop: it ranks below all that did not
+    diverge; keep: its best epoch counts as any other's."""
 
 
 class Resources(Frozen):
@@ -655,9 +710,11 @@ class SweepConfig(Frozen):
     data: Data
     train: Train = Train()
     metric: Metric = Metric()
-    method: Literal["tpe", "random", "grid"] = "tpe"
-    """Who chooses the values: Optuna's TPE, chance, or every combination in turn, in the file's
-    order, the last key fastest."""
+    method: Literal["tpe", "random", "grid", "gp", "cmaes", "qmc"] = "tpe"
+    """Who chooses the values. tpe: Optuna's tree-structured Parzen estimator. random: chance.
+    grid: every combination in turn, in the file's order, the last key fastest. gp: a Gaussian
+    process, which asks most of few trials. cmaes: CMA-ES, for hundreds of trials of number ranges.
+    qmc: Sobol's sequence, chance spread evenly."""
     seed: Seed = 0
     parameters: Annotated[dict[str, Parameter], BeforeValidator(_without_null)] = {}
     """What is searched: the dotted path of any key of model or train -> its values. null takes out
@@ -668,10 +725,17 @@ class SweepConfig(Frozen):
         tuple[Annotated[str, AfterValidator(_condition)], ...], BeforeValidator(_conditions)
     ] = ()
     """Conditions that every trial meets, such as train.early_stop.patience < train.epochs."""
-    early_terminate: Asha | None = None
+    early_terminate: Annotated[
+        StopRule | None,
+        BeforeValidator(_none_is_null, json_schema_input_type=StopRule | NoRule | None),
+    ] = None
+    """Which trials are stopped early; null or {type: none}: each runs to its end."""
     run_cap: Positive | None = None
     """Trials in the sweep; null: 20, or with method grid every combination."""
+    keep_trials: Positive = 3
+    """Of how many trials, the best, the weights stay on disk."""
     budget: Budget = Budget()
+    failure: Failure = Failure()
     resources: Resources = Resources()
     final: Final | None = None
     tracking: Tracking = Tracking()

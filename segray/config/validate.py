@@ -33,10 +33,14 @@ _WORDS = {  # pydantic's errors
     "literal_error": "{expected}",
     "string_pattern_mismatch": "up to 64 letters, digits, dots, dashes and underscores",
 }
-_OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay", "run_count": "run_cap"}
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "run_count": "run_cap",
+    "max_iter": "epochs",  # of W&B's hyperband
+}
 _OTHER_WORDS = {  # other tools' values of a key -> what they are here
-    ("method", "bayes"): "what W&B calls bayes is tpe here",
-    ("type", "hyperband"): "what W&B calls hyperband is asha here, with min_iter and eta",
+    ("method", "bayes"): "what W&B calls bayes is gp here; tpe, the default, takes every space",
 }
 
 
@@ -223,9 +227,10 @@ def _keys(path: KeyPath, data: Any) -> list[str]:
 
 
 def _tags(path: KeyPath, tag: str) -> list[str]:
-    """The values that tell the members of a union apart."""
-    members = _models(SweepConfig.model_fields[str(path[0])].annotation)
-    return [get_args(member.model_fields[tag].annotation)[0] for member in members]
+    """The values that tell the members of a union apart; where it may be null, none is one."""
+    annotation = SweepConfig.model_fields[str(path[0])].annotation
+    tags = [get_args(model.model_fields[tag].annotation)[0] for model in _models(annotation)]
+    return [*tags, "none"] if type(None) in get_args(annotation) else tags
 
 
 def _leaves(model: type[BaseModel], data: Any, prefix: str = "") -> Iterator[str]:

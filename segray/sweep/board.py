@@ -4,14 +4,15 @@ Tune could stop trials itself, by killing them. Here they are asked to stop inst
 their own last lines: the tracker's run is closed, the record says why, workers of Ray Train leave
 their places by returning (a killed TorchTrainer frees its placement group only through the
 dashboard's State API, which fails where two Ray instances share a machine). The rule is Optuna's
-own pruner, fed with what the records hold.
+own pruner, fed with what the records hold: a board that is killed, or opened anew by a sweep that
+is taken up again, judges as one that was there all the time.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import optuna
@@ -22,8 +23,6 @@ if TYPE_CHECKING:  # it brings torch, which this actor has no use for: 200 MB
     from segray.train import Stop
 
 NAMESPACE = "segray"
-Past = Mapping[str, Sequence[tuple[int, float]]]
-"""Trial -> (epoch, objective) of the epochs that it reported before this board was opened."""
 
 
 class Board:
@@ -34,33 +33,88 @@ class Board:
         pruner: optuna.pruners.BasePruner,
         direction: str,
         deadline: float | None,
-        past: Past,
+        trials: Path,
     ) -> None:
-        """`deadline` is in seconds since 1970; past it every trial is asked to end."""
+        """`deadline` is in seconds since 1970; past it every trial is asked to end.
+
+        `trials` is the folder of the records of all that was reported before.
+        """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        warnings.filterwarnings("ignore", message="The reported value is ignored")
-        self._study = optuna.create_study(direction=direction, pruner=pruner)
-        self._trials: dict[str, optuna.Trial] = {}
+        # Hyperband finds a trial's bracket from the study's name and the trial's number.
+        self._study = optuna.create_study(study_name="board", direction=direction, pruner=pruner)
+        self._prunes = not isinstance(pruner, optuna.pruners.NopPruner)
+        self._trials: list[optuna.Trial] = []
+        self._last: dict[str, tuple[int, Stop | None]] = {}  # trial -> epoch, what it was told
         self._deadline: float | None = None
         self._closed = False
-        for trial_id, curve in past.items():  # the pruner notes a rung when it is asked
-            for epoch, objective in curve:
+        for trial_id, epoch, objective in _reported(trials) if self._prunes else ():
+            if objective is None:
+                self.finish(trial_id)
+            else:
                 self.report(trial_id, epoch, objective)
         self._deadline = deadline
 
     def report(self, trial_id: str, epoch: int, objective: float) -> Stop | None:
-        """Post a trial's objective after an epoch; why it has to end, or None."""
+        """Post a trial's objective after an epoch; why it has to end, or None.
+
+        An epoch that was posted before is told the same: one that a trial which goes on had posted,
+        or whose answer was lost with this actor's process.
+        """
         if self._closed or (self._deadline is not None and time.time() > self._deadline):
             return "budget"
-        if trial_id not in self._trials:
-            self._trials[trial_id] = self._study.ask()
-        trial = self._trials[trial_id]
+        if not self._prunes:
+            return None  # also of the final stage, whose trials have no numbers
+        last, told = self._last.get(trial_id, (0, None))
+        if epoch <= last:
+            return told if epoch == last else None
+        trial = self._trial(trial_id)
         trial.report(objective, epoch)
-        return "pruned" if trial.should_prune() else None
+        verdict: Stop | None = "pruned" if trial.should_prune() else None
+        self._last[trial_id] = epoch, verdict
+        return verdict
+
+    def finish(self, trial_id: str) -> None:
+        """A trial has finished: the median is that of such trials."""
+        if not self._prunes:
+            return
+        trial = self._trial(trial_id)
+        frozen = self._study.get_trials(deepcopy=False)[trial.number]
+        values = frozen.intermediate_values
+        if values and not frozen.state.is_finished():
+            self._study.tell(trial, values[max(values)])
 
     def close(self) -> None:
         """Ask every trial to end after its epoch."""
         self._closed = True
+
+    def _trial(self, trial_id: str) -> optuna.Trial:
+        """The board's trial of the same number, whichever reports first."""
+        while len(self._trials) <= int(trial_id):
+            self._trials.append(self._study.ask())
+        return self._trials[int(trial_id)]
+
+
+def _reported(trials: Path) -> Iterator[tuple[str, int, float | None]]:
+    """(trial, epoch, objective) of all records in the order in which they came about; an objective
+    of None: the trial had finished.
+    """
+    files = list(trials.glob("*/metrics.jsonl"))
+    if not files:
+        return
+    from segray.sweep.records import FINISHED, read_outcome
+    from segray.train import read_records
+
+    events: list[tuple[float, str, int, float | None]] = []
+    for file in sorted(files):
+        trial_id = file.parent.name
+        records = read_records(file)
+        events += [(r["time/ended"], trial_id, r["epoch"], r["objective"]) for r in records]
+        outcome = read_outcome(file.parent)
+        if records and outcome is not None and outcome.state in FINISHED:
+            last = records[-1]
+            events.append((last["time/ended"], trial_id, last["epoch"], None))
+    events.sort(key=lambda event: event[0])
+    yield from (event[1:] for event in events)
 
 
 def open_board(
@@ -68,11 +122,13 @@ def open_board(
     pruner: optuna.pruners.BasePruner,
     direction: str,
     deadline: float | None,
-    past: Past,
+    trials: Path,
 ) -> ActorHandle:
-    """Start the board under `name`, with what trials reported before; it ends with the handle."""
-    actor = ray.remote(Board).options(name=name, namespace=NAMESPACE, num_cpus=0)
-    handle: ActorHandle = actor.remote(pruner, direction, deadline, past)
+    """Start the board under `name`; it ends with the handle, and nothing else ends it."""
+    actor = ray.remote(Board).options(
+        name=name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1
+    )
+    handle: ActorHandle = actor.remote(pruner, direction, deadline, trials)
     return handle
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import contextlib
 import logging
 import math
@@ -9,6 +11,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Any
 
 import torch
 
-from segray.config import RequestError
+from segray.config import RequestError, WorkError
 from segray.config.schema import Final, Resources
 from segray.data import cache_root, cores
 
@@ -45,6 +48,8 @@ _WORKERS = {
     "MALLOC_ARENA_MAX": "2",
 }
 
+WATCH_S = 0.5  # between looks at whether Ray still lives
+PATIENCE_S = 10.0  # for this program to end by itself once it does not
 _PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE")  # no secret among them
 
 
@@ -131,10 +136,61 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     # A trial's failure is told by its record; Tune and Train would print its traceback as well.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    ended = threading.Event()
+    threading.Thread(target=_watch, args=(ended,), daemon=True, name="segray-ray").start()
     try:
         yield _resources(ray.nodes())
     finally:
-        ray.shutdown()
+        if dead_process():  # to leave it in order would take minutes, and end this process at once
+            ray._private.worker._global_node.kill_all_processes(check_alive=False)
+            atexit.register(_exit_now)  # before what Ray registered
+        else:
+            ray.shutdown()
+        ended.set()
+
+
+def dead_process() -> str | None:
+    """Which of the Ray processes that this program started is gone, if one is: with it Ray is."""
+    from ray._private import worker
+
+    node = worker._global_node  # None: no Ray, or somebody else's
+    processes = node.all_processes if node is not None else {}
+    for kind in ("gcs_server", "raylet"):
+        if any(info.process.poll() is not None for info in processes.get(kind, [])):
+            return kind
+    return None
+
+
+class RayLost(WorkError):
+    """Ray is gone, and this process can start no other."""
+
+    def __init__(self, dead: str) -> None:
+        super().__init__(
+            f"Ray's process {dead} died, and Ray with it; every trial stands at its last epoch. "
+            "The same command with --resume goes on"
+        )
+
+
+def _watch(ended: threading.Event) -> None:
+    """End this program's wait for a Ray that is gone: some of Ray's calls would wait for ever.
+
+    Whoever drives trials looks for `dead_process` himself, and is given time to do so.
+    """
+    while not ended.wait(WATCH_S):
+        if dead := dead_process():
+            if ended.wait(PATIENCE_S):
+                return
+            _thread.interrupt_main()
+            if not ended.wait(PATIENCE_S):
+                sys.stderr.write(f"error: {RayLost(dead)}\n")
+                _exit_now()
+            return
+
+
+def _exit_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(RayLost.exit_code)
 
 
 def this_machine() -> dict[str, float]:

@@ -11,7 +11,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from segray.config import Data, Parameter, ScenesData, SweepConfig, SweepFile, trial_count
+from segray.config import (
+    Data,
+    Parameter,
+    ScenesData,
+    SweepConfig,
+    SweepFile,
+    reachable,
+    trial_count,
+)
+from segray.config.schema import Asha, Median
 from segray.config.yaml_file import brief
 from segray.data import cache_root, is_cached, read_splits
 from segray.data.samples import pooled
@@ -27,6 +36,7 @@ from segray.sweep.estimate import (
 from segray.sweep.preflight import check_steps, first_trial
 from segray.sweep.progress import count, size
 from segray.sweep.records import RunFolder
+from segray.sweep.space import brackets, left_to_chance
 from segray.tracking import check as check_tracking
 from segray.train import build_trial_model
 
@@ -52,16 +62,18 @@ def show_plan(sweep: SweepFile) -> None:
         space.add_row(name, _in_words(parameter), brief(own), source)
     steps = _table("Plan", "", "")
     steps.show_header = False
-    for name, text in _plan(config):
+    for name, text in _plan(config, sweep.sources):
         steps.add_row(name, text)
     for table in (values, *([space] if config.parameters else []), steps):
         console.print(table)
         console.print()
 
 
-def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
+def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     trials, epochs = trial_count(config), config.train.epochs
-    yield "trials", f"{trials} by {config.method}" + _rungs(config)
+    yield "trials", f"{trials} by {config.method}" + _stops(config)
+    if told := left_to_chance(config, sources):
+        yield "at random", told
     then = count(len(config.final.seeds), "final training") if config.final else "no final stage"
     yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {then}"
     parts = _images(config.data)
@@ -93,16 +105,23 @@ def _plan(config: SweepConfig) -> Iterator[tuple[str, str]]:
     yield "W&B", check_tracking(config.tracking.wandb.mode, ask=False).says
 
 
-def _rungs(config: SweepConfig) -> str:
+def _stops(config: SweepConfig) -> str:
     rule = config.early_terminate
     if rule is None:
         return ", each to its end"
-    rungs = []
-    epoch = rule.min_iter
-    while epoch < config.train.epochs:
-        rungs.append(str(epoch))
-        epoch *= rule.eta
-    return f"; after epoch {', '.join(rungs)} the best 1/{rule.eta} go on (ASHA)"
+    if isinstance(rule, Median):
+        return (
+            f"; from epoch {rule.min_iter} on, one that is worse than the median of "
+            f"{rule.min_trials} or more finished ones ends"
+        )
+    parts = [
+        (", ".join(map(str, rungs)) or "none", share)
+        for share, rungs in brackets(rule, max(reachable(config, "train.epochs")))
+    ]
+    if isinstance(rule, Asha):
+        return f"; after epoch {parts[0][0]} the best 1/{rule.eta} go on (ASHA)"
+    when = " or ".join(f"{rungs} ({share:.0%} of trials)" for rungs, share in parts)
+    return f"; after epoch {when} the best 1/{rule.eta} go on (Hyperband)"
 
 
 def _images(data: Data) -> dict[str, int]:

@@ -11,20 +11,29 @@ import secrets
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from optuna.pruners import BasePruner
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.experiment import Trial
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from segray.sweep.board import Past, open_board
-from segray.sweep.cluster import Plan
+from segray.config import WorkError
+from segray.config.schema import Failure
+from segray.sweep.board import open_board
+from segray.sweep.cluster import Plan, RayLost, dead_process
+from segray.sweep.faults import Fault, halved, oom_kills, put_down, understand
 from segray.sweep.progress import Screen
 from segray.sweep.records import (
+    FINISHED,
     RunFolder,
     TrialResult,
     TrialSpec,
@@ -34,6 +43,9 @@ from segray.sweep.records import (
 )
 from segray.sweep.search import Queue
 from segray.sweep.trial import tune_trainable, tune_trainable_on_workers
+from segray.train import Outcome
+
+SETTLE_S = 1.0  # from a trial's death to the look at whether Ray lives
 
 
 def run_trials(
@@ -42,21 +54,21 @@ def run_trials(
     screen: Screen,
     *,
     folder: RunFolder,
-    total: int,
+    failure: Failure,
     goal: str,
     pruner: BasePruner,
     deadline: float | None = None,
-    past: Past | None = None,
 ) -> None:
-    """Run up to `total` trials of `queue`, stage.concurrent at a time, until all have ended.
+    """Run the trials of `queue`, stage.concurrent at a time, until it has none left.
 
-    `past` is what earlier processes of this sweep reported, and `pruner` judges by.
+    `pruner` judges by all that the folder has on record. Raises WorkError where it has to stop with
+    trials left that `--resume` goes on with: the disk is full, or Ray is gone.
     """
     board = f"segray-{folder.sweep_id}-{secrets.token_hex(4)}"
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed sweep
-    handle = open_board(board, pruner, goal, deadline, past or {})
-    booking = _Booking(queue, screen, lambda: ray.get(handle.close.remote()))
+    handle = open_board(board, pruner, goal, deadline, folder.path / "trials")
+    desk = _Desk(queue, screen, failure, handle)
     if stage.workers == 1:
         resources = {"CPU": stage.threads} | (
             {"GPU": stage.gpus_per_worker} if stage.gpus_per_worker else {}
@@ -70,30 +82,50 @@ def run_trials(
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=_Source(queue, board),
-            num_samples=total,
+            search_alg=_Source(desk, board),
+            num_samples=-1,  # the queue knows when it has no more
             max_concurrent_trials=stage.concurrent,
             reuse_actors=stage.workers == 1,
             trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_dirname_creator=_attempt_name,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(scratch), verbose=0, callbacks=[booking]
+            name="tune", storage_path=str(scratch), verbose=0, callbacks=[_Booking(desk)]
         ),
     )
     try:
-        with booking.watch_for_interrupts():
+        with desk.watch_for_interrupts():
             tuner.fit()
+    except _Stopped as stopped:
+        raise stopped.error from None
     finally:
-        ray.kill(handle)
+        if dead_process() is None:
+            ray.kill(handle)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _reason(text: str) -> str:
-    """The line of Ray's account of a failure that says what happened."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    dead = [line for line in lines if "died" in line]
-    return (dead or lines)[0 if dead else -1][:300]
+class _Stopped(BaseException):
+    """The sweep cannot go on. No Exception: Tune would take it for the failure of a trial."""
+
+    def __init__(self, error: WorkError) -> None:
+        self.error = error
+
+
+@contextlib.contextmanager
+def _or_stop() -> Iterator[None]:
+    """A record that cannot be written ends the sweep."""
+    try:
+        yield
+    except OSError as error:
+        raise _Stopped(_paused(f"{error.strerror or error}: {error.filename}")) from None
+
+
+def _paused(why: str) -> WorkError:
+    return WorkError(
+        f"{why}. The sweep stops here, with nothing lost: every trial stands at its last epoch. "
+        "Once the cause is gone (on a full disk: once there is room), the same command with "
+        "--resume goes on"
+    )
 
 
 def _trial_name(trial: Trial) -> str:
@@ -101,40 +133,21 @@ def _trial_name(trial: Trial) -> str:
     return spec.id
 
 
-class _Source(Searcher):
-    """Hands the queue's trials to Tune."""
-
-    def __init__(self, queue: Queue, board: str) -> None:
-        super().__init__()
-        self._queue, self._board = queue, board
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        spec = self._queue.next()
-        return Searcher.FINISHED if spec is None else {"spec": spec, "board": self._board}
-
-    def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
-        return True
-
-    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
-        """`_Booking` does that: it sees the trial, not only its last result."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its arguments for a restore that segray does not use."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk already."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("segray resumes from its own records")
+def _attempt_name(trial: Trial) -> str:
+    return f"{_trial_name(trial)}-{trial.trial_id}"  # a trial that is tried again has two
 
 
-class _Booking(tune.Callback):
-    """Books what Tune says of a trial: on the screen, and with the queue."""
+class _Desk:
+    """Hands out the queue's trials, and books what became of each; those that failed it may hand
+    out again.
+    """
 
-    def __init__(self, queue: Queue, screen: Screen, close_board: Any) -> None:
-        self._queue, self._screen, self._close_board = queue, screen, close_board
+    def __init__(self, queue: Queue, screen: Screen, failure: Failure, board: ActorHandle) -> None:
+        self._queue, self._screen, self._failure, self._board = queue, screen, failure, board
         self._interrupted = False
+        self._again: list[TrialSpec] = []
+        self._running: dict[str, int] = {}  # trial -> oom_kills() when it started
+        self._failures: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def watch_for_interrupts(self) -> Iterator[None]:
@@ -159,52 +172,157 @@ class _Booking(tune.Callback):
             for number, handler in zip(signals, before, strict=True):
                 signal.signal(number, handler)
 
-    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def look_round(self) -> None:
+        """Raises where somebody wants the sweep to end, or Ray is gone."""
         if self._interrupted:
             raise KeyboardInterrupt
+        if dead := dead_process():
+            raise _Stopped(RayLost(dead))
+
+    def next(self) -> TrialSpec | None:
+        """The trial to start now; None: none now, and none at all once no trial is `busy`."""
+        with _or_stop():
+            spec = self._again.pop(0) if self._again else self._queue.next()
+        if spec is not None:
+            self._running[spec.id] = oom_kills()
+        return spec
+
+    @property
+    def busy(self) -> bool:
+        """Whether trials are at work."""
+        return bool(self._running)
+
+    def started(self, spec: TrialSpec) -> None:
+        self._screen.start(spec.id, spec.assignment)
+
+    def epoch(self, spec: TrialSpec, result: Mapping[str, Any]) -> None:
+        self._screen.epoch(spec.id, result["epoch"], result["value"], result["best"])
+        self._queue.epoch(spec.id, result["epoch"])
+        self._close_if_asked()
+
+    def ended(self, spec: TrialSpec) -> None:
+        outcome = read_outcome(spec.folder)
+        if outcome is None:
+            self.failed(spec, "it ended without saying how")
+        else:
+            self._book(spec, outcome)
+
+    def failed(self, spec: TrialSpec, account: str) -> None:
+        """A trial's process raised or died; `account` is what Ray has to say of it."""
+        fault = understand(account, spec.config, oom_kills() - self._running[spec.id])
+        if fault.kind == "died":
+            time.sleep(SETTLE_S)  # all of Ray may be dying, and no trial have failed
+        self.look_round()
+        if fault.kind == "disk_full":
+            raise _Stopped(_paused(f"the disk of {spec.run_folder} is full ({fault.reason})"))
+        with _or_stop():
+            put_down(spec.folder, fault.reason, account)
+            self._failures[spec.id] += 1
+            again = self._second_try(spec, fault)
+            if again is None:
+                outcome = failed_outcome(spec.folder, fault.reason)
+                write_outcome(spec.folder, outcome)
+                self._book(spec, outcome)
+                return
+        del self._running[spec.id]
+        self._again.append(again)
+        self._screen.again(spec.id, again.note)
+
+    def _second_try(self, spec: TrialSpec, fault: Fault) -> TrialSpec | None:
+        """The trial as it is tried again, or None where it has failed for good."""
+        if fault.kind != "out_of_memory":
+            if self._failures[spec.id] > self._failure.retries:
+                return None
+            tried = f"try {self._failures[spec.id] + 1} of {self._failure.retries + 1}"
+            return replace(spec, note=f"{fault.reason}; {tried} went on from there")
+        smaller = halved(spec.config)
+        if self._failure.on_out_of_memory == "stop" or smaller is None or spec.halved:
+            return None
+        passes = smaller.train.accumulate
+        note = f"{fault.reason}; it went on with train.accumulate={passes}"
+        return replace(spec, config=smaller, note=note, halved=True)
+
+    def _book(self, spec: TrialSpec, outcome: Outcome) -> None:
+        del self._running[spec.id]
+        result = TrialResult(spec.id, spec.folder, spec.assignment, outcome)
+        with _or_stop():
+            self._queue.end(result)
+        self._screen.end(result)
+        if outcome.state in FINISHED:
+            self._board.finish.remote(spec.id)
+        self._close_if_asked()
+
+    def _close_if_asked(self) -> None:
+        if self._queue.closed:  # said again and again: a board that was killed would not know
+            self._board.close.remote()
+
+
+class _Source(Searcher):
+    """The desk's trials, as Tune asks for them."""
+
+    def __init__(self, desk: _Desk, board: str) -> None:
+        super().__init__()
+        self._desk, self._board = desk, board
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        spec = self._desk.next()
+        if spec is not None:
+            return {"spec": spec, "board": self._board}
+        return None if self._desk.busy else Searcher.FINISHED
+
+    def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def on_trial_complete(self, *args: Any, **kwargs: Any) -> None:
+        """`_Booking` tells the desk: it sees the trial, not only its last result."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its arguments for a restore that segray does not use."""
         return {}
 
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk already."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("segray resumes from its own records")
+
+
+class _Booking(TrialProgressCallback):
+    """Tells the desk what Tune says of trials.
+
+    It stands in the place of Tune's own callback that prints, which would otherwise be added.
+    """
+
+    def __init__(self, desk: _Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its arguments for a restore that segray does not use."""
+        return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self._desk.look_round()
+
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        spec: TrialSpec = trial.config["spec"]
-        self._screen.start(spec.id, spec.assignment)
+        self._desk.started(trial.config["spec"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        spec: TrialSpec = trial.config["spec"]
         if "epoch" in result:  # else the trial's last word, which has no metrics
-            self._screen.epoch(spec.id, result["epoch"], result["value"], result["best"])
+            self._desk.epoch(trial.config["spec"], result)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._end(trial.config["spec"], "the trial ended without saying how")
+        self._desk.ended(trial.config["spec"])
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        # An exception in worker 0 has been written by the trial itself. This is for a process that
-        # died without a word, and for other workers.
-        spec: TrialSpec = trial.config["spec"]
         path = Path(trial.error_file or "")
-        text = path.read_text() if path.is_file() else "its process died"
-        spec.folder.mkdir(parents=True, exist_ok=True)
-        with (spec.folder / "log.txt").open("a") as log:
-            log.write(f"\n{text}\n")
-        self._end(spec, _reason(text))
-
-    def _end(self, spec: TrialSpec, reason: str) -> None:
-        outcome = read_outcome(spec.folder)
-        if outcome is None:
-            outcome = failed_outcome(spec.folder, reason)
-            write_outcome(spec.folder, outcome)
-        result = TrialResult(spec.id, spec.folder, spec.assignment, outcome)
-        self._screen.end(result)
-        self._queue.end(result)
-        if self._queue.closed:
-            self._close_board()
+        account = path.read_text() if path.is_file() else "worker process has died"
+        self._desk.failed(trial.config["spec"], account)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import itertools
 import json
 import math
 import platform
 import random
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from segray.config import SweepConfig, TrialConfig, reachable, trial_config, trial_count
-from segray.config.schema import Asha
+from segray.config.schema import Asha, Hyperband, Median, StopRule
 from segray.data import cache_root, cores
 from segray.sweep.cluster import Plan, plan, plan_final, this_machine
 from segray.sweep.progress import count
 from segray.sweep.records import write_text
-from segray.sweep.search import KEEP_CHECKPOINTS
+from segray.sweep.space import brackets
 from segray.train import autocast_type
 
 FORMAT = 1
@@ -184,6 +184,8 @@ def estimate(
     epoch_s = bench.epoch_s(images, search.workers)
     most = math.ceil(trials / search.concurrent) * epochs * epoch_s
     passed = epochs_of(trials, epochs, config.early_terminate)
+    if config.budget.epochs is not None:
+        passed, most = min(passed, config.budget.epochs), min(most, config.budget.epochs * epoch_s)
     # However many places there are, one trial runs to its end.
     expected = min(most, max(epochs, passed / search.concurrent) * epoch_s)
     if config.budget.hours is not None:  # running trials end after their epoch
@@ -207,31 +209,56 @@ def estimate(
     )
 
 
-def epochs_of(trials: int, epochs: int, rule: Asha | None) -> float:
+def epochs_of(trials: int, epochs: int, rule: StopRule | None) -> float:
     """Epochs that are to be expected of all trials together, of up to `epochs` each.
 
-    At a rung of ASHA a trial goes on if it is among the best 1 / eta of those that came there so
-    far, or the best of fewer than eta: of few trials, more than 1 / eta go on. Here they come one
-    after the other, as good as chance has it, and a better one is better at every rung.
+    They come one after the other, as good as chance has it, and a better one is better at every
+    epoch.
     """
     if rule is None:
         return float(trials * epochs)
-    rungs = list(itertools.takewhile(lambda epoch: epoch < epochs, _rungs(rule)))
     drawn = min(trials, _DRAWN)
     rounds = _DRAWS // drawn
     chance = random.Random(0)
     total = 0
     for _ in range(rounds):
-        seen: list[list[float]] = [[] for _ in rungs]  # ascending
-        for _ in range(drawn):
-            value, ended = chance.random(), epochs
-            for rung, values in zip(rungs, seen, strict=True):
-                bisect.insort(values, value)
-                if value < values[-max(1, len(values) // rule.eta)]:
-                    ended = rung
-                    break
-            total += ended
+        values = [chance.random() for _ in range(drawn)]
+        if isinstance(rule, Median):
+            total += sum(_ends_by_median(rule, epochs, values))
+        else:
+            total += sum(_ends_by_rungs(rule, epochs, values, chance))
     return total / rounds * trials / drawn
+
+
+def _ends_by_median(rule: Median, epochs: int, values: Sequence[float]) -> Iterator[int]:
+    """The epoch at which each trial ends: the first that counts, for one below the median."""
+    finished: list[float] = []  # ascending
+    for value in values:
+        if len(finished) >= rule.min_trials and value < statistics.median(finished):
+            yield rule.min_iter
+        else:
+            bisect.insort(finished, value)
+            yield epochs
+
+
+def _ends_by_rungs(
+    rule: Asha | Hyperband, epochs: int, values: Sequence[float], chance: random.Random
+) -> Iterator[int]:
+    """The same with rungs: a trial goes on if it is among the best 1 / eta of those of its bracket
+    that came there so far, or the best of fewer than eta: of few trials, more than 1 / eta go on.
+    """
+    parts = brackets(rule, epochs)
+    shares = [share for share, _ in parts]
+    seen: list[list[list[float]]] = [[[] for _ in rungs] for _, rungs in parts]  # ascending
+    for value in values:
+        part = chance.choices(range(len(parts)), shares)[0]
+        ended = epochs
+        for rung, others in zip(parts[part][1], seen[part], strict=True):
+            bisect.insort(others, value)
+            if value < others[-max(1, len(others) // rule.eta)]:
+                ended = rung
+                break
+        yield ended
 
 
 def cache_bytes(config: SweepConfig, images: int) -> int:
@@ -244,7 +271,7 @@ def checkpoint_bytes(config: SweepConfig, parameters: int, at_once: int) -> int:
     weights = 4 * parameters
     finals = len(config.final.seeds) if config.final else 0
     running = 4 * weights  # best, and last with its moments
-    return KEEP_CHECKPOINTS * weights + max(at_once, finals) * running + (finals + 1) * weights
+    return config.keep_trials * weights + max(at_once, finals) * running + (finals + 1) * weights
 
 
 def time_in_words(found: Estimate) -> str:
@@ -270,16 +297,17 @@ def duration(seconds: float) -> str:
     )
 
 
-def _rungs(rule: Asha) -> Iterator[int]:
-    """Epochs after which ASHA looks."""
-    return (rule.min_iter * rule.eta**power for power in itertools.count())
-
-
 def _assumptions(config: SweepConfig, search: Plan, final: Plan | None) -> Iterator[str]:
-    if config.early_terminate is not None:
-        eta = config.early_terminate.eta
+    rule = config.early_terminate
+    if isinstance(rule, Median):
         yield (
-            f"at each rung of ASHA the best 1/{eta} of the trials so far go on, and they come in "
+            f"a trial below the median is so at epoch {rule.min_iter} already, and trials come in "
+            "random order; at most: all go on"
+        )
+    elif rule is not None:
+        where = "rung of ASHA" if isinstance(rule, Asha) else "rung of a bracket of Hyperband"
+        yield (
+            f"at each {where} the best 1/{rule.eta} of the trials so far go on, and they come in "
             "random order; at most: all go on"
         )
     if len(reachable(config, "train.epochs")) > 1:

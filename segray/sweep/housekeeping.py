@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from segray.config import trial_count
+from segray.config import SweepConfig, trial_count
+from segray.sweep.budget import used
 from segray.sweep.progress import Running, Screen, count, size
-from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_outcome
+from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_config, read_outcome
 from segray.tracking.sync import remember_uploaded, uploaded
 from segray.train import read_records
 
@@ -31,10 +33,15 @@ def show_status(path: Path) -> None:
     wanted = len(config.final.seeds) if config.final else 0
     missing = trial_count(config) - len(ended)
     screen.line(f"{config.name}: {config.model.name} on {config.data.format}, {path}")
+    states = Counter(trial.outcome.state for trial in ended)
+    kinds = "".join(f", {number} {state}" for state, number in states.items())
     screen.line(
         f"{len(ended)} of {count(trial_count(config), 'trial')} ended"
         + (f", {len(finals_ended)} of {count(wanted, 'final training')}" if wanted else "")
+        + (f" ({kinds[2:]})" if kinds else "")
     )
+    if spent := _spent(config, folder, ended, begun):
+        screen.line(f"budget: {spent}")
     screen.leaderboard(ended, "Trials, best first", begun)
     if finals_ended or finals_begun:
         screen.leaderboard(finals_ended, "Final", finals_begun)
@@ -47,6 +54,28 @@ def show_status(path: Path) -> None:
         )
     else:
         screen.line("\nThe sweep is done.")
+
+
+def _spent(
+    config: SweepConfig, run: RunFolder, ended: Sequence[TrialResult], begun: Sequence[Running]
+) -> str:
+    """What a search has used of its budget, as its records have it."""
+    gpus = [
+        begun_with.workers * begun_with.gpus_per_worker
+        for folder in run.path.glob("trials/*")
+        if (begun_with := read_config(folder)) is not None
+    ]
+    seconds = sum(trial.outcome.seconds for trial in ended)
+    seconds += sum(time.monotonic() - trial.started for trial in begun)
+    epochs = sum(trial.outcome.epochs for trial in ended) + sum(trial.epoch for trial in begun)
+    return used(
+        config.budget,
+        {
+            "hours": f"{run.seconds_at_work() / 3600:.2f}",
+            "gpu_hours": f"{seconds * max(gpus, default=0) / 3600:.2f}",
+            "epochs": str(epochs),
+        },
+    )
 
 
 def clean_run(path: Path, confirm: Callable[[str], bool]) -> None:

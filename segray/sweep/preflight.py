@@ -31,6 +31,7 @@ from segray.sweep.cluster import Plan, plan, plan_final
 from segray.sweep.estimate import cache_bytes, checkpoint_bytes
 from segray.sweep.progress import Screen, count, size
 from segray.sweep.records import RunFolder
+from segray.sweep.space import left_to_chance
 from segray.tracking import check as check_tracking
 from segray.train import StepCost, build_trial_model, measure_step
 
@@ -79,6 +80,8 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConf
     for warning in report.warnings:
         screen.say(f"in a sample of {report.read} pairs: {warning.message}")
     screen.say(f"model {config.model.name}, {parameters[0] / 1e6:.2f}M parameters")
+    if told := left_to_chance(config, {}):
+        screen.say(f"drawn at random: {told}")
     tracking = check_tracking(config.tracking.wandb.mode)
     screen.say(f"W&B {tracking.says}")
     wandb = config.tracking.wandb.model_copy(update={"mode": tracking.mode})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,12 @@ from rich.table import Table
 from rich.text import Text
 
 from segray.sweep.records import TrialResult, ranked
+from segray.train import Outcome
 
 HEARTBEAT = 30.0  # seconds between status lines where there is no terminal
 FIXED_WIDTH = 54  # columns that the table takes before the first parameter
 ROWS = 12  # ended trials in the live table, the best ones
+_TOLD = ("pruned", "diverged", "failed")  # states that the status line counts
 _COLOURS = {"pruned": "dim", "failed": "red", "diverged": "red", "budget": "yellow"}
 
 
@@ -61,6 +64,7 @@ class Screen:
     _before: int = 0
     _noted: set[str] = field(default_factory=set)
     _last_line: float = 0.0
+    _budget: Callable[[], str] = lambda: ""
     _live: Live | None = None
     _lively: bool = False  # whether the terminal can redraw lines
 
@@ -71,9 +75,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line, with the time since the start."""
-        self.console.print(
-            Text(f"[{_clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True
-        )
+        self.console.print(Text(f"[{clock(time.monotonic() - self.began)}] {text}"), soft_wrap=True)
 
     def line(self, text: str) -> None:
         """A line as it is."""
@@ -102,8 +104,17 @@ class Screen:
             yield tell
 
     @contextlib.contextmanager
-    def trials(self, total: int, ended: Sequence[TrialResult] = ()) -> Iterator[None]:
-        """Show `total` trials as they come and go; `ended` have ended before."""
+    def trials(
+        self,
+        total: int,
+        ended: Sequence[TrialResult] = (),
+        budget: Callable[[], str] = lambda: "",
+    ) -> Iterator[None]:
+        """Show `total` trials as they come and go; `ended` have ended before.
+
+        `budget` says what is used of it, if there is one.
+        """
+        self._budget = budget
         self.total, self.ended, self.running = total, list(ended), {}
         self._before = len(ended)
         self._searching_since = self._last_line = time.monotonic()
@@ -130,6 +141,11 @@ class Screen:
             self.say(self._status())
             self._last_line = time.monotonic()
 
+    def again(self, trial_id: str, why: str) -> None:
+        """A trial has failed, and will start again from its last epoch."""
+        self.running.pop(trial_id, None)
+        self.say(f"{trial_id}: {why}")
+
     def end(self, result: TrialResult) -> None:
         """A trial has ended."""
         self.running.pop(result.id, None)
@@ -139,7 +155,10 @@ class Screen:
         if told and told not in self._noted:  # a server is down for every trial
             self._noted.add(told)
             self.say(f"{result.id}: {outcome.note}")
-        if self._live is None:
+        if self._live is not None:
+            if told := _story(outcome):
+                self.say(f"{result.id} {told}")
+        else:
             value = "-" if outcome.best_value is None else f"{outcome.best_value:.4f}"
             reason = f": {outcome.reason}" if outcome.reason else ""
             self.say(
@@ -151,9 +170,13 @@ class Screen:
     def leaderboard(
         self, results: Sequence[TrialResult], title: str, others: Sequence[Running] = ()
     ) -> None:
-        """The table of ended trials, best first, and of others below."""
+        """The table of ended trials, best first, others below, and what befell some of them."""
+        best_first = ranked(results, self.goal)
         self.line("")
-        self.console.print(self._rows(ranked(results, self.goal), others, title))
+        self.console.print(self._rows(best_first, others, title))
+        for result in best_first:
+            if told := _story(result.outcome):
+                self.line(f"{result.id} {told}")
 
     def _status(self) -> str:
         best = ranked(self.ended, self.goal)[:1]
@@ -161,7 +184,12 @@ class Screen:
         shown += [trial.best for trial in self.running.values()]
         values = [value for value in shown if value is not None]
         top = f"{(max if self.goal == 'maximize' else min)(values):.4f}" if values else "-"
-        return f"{len(self.ended)}/{self.total} trials  best {top}  ETA {self._eta()}"
+        states = Counter[str](trial.outcome.state for trial in self.ended)
+        kinds = "".join(f"  {n} {state}" for state in _TOLD if (n := states[state]))
+        budget = f"  {used}" if (used := self._budget()) else ""
+        return (
+            f"{len(self.ended)}/{self.total} trials{kinds}  best {top}{budget}  ETA {self._eta()}"
+        )
 
     def _eta(self) -> str:
         """From the share of the trials' epochs that is done; ended trials count as whole."""
@@ -170,7 +198,7 @@ class Screen:
         if here <= 0 or not self.total:
             return "-"
         passed = time.monotonic() - self._searching_since
-        return _clock(passed * max(0.0, self.total - done) / here)
+        return clock(passed * max(0.0, self.total - done) / here)
 
     def _last(self, trial: Running) -> int:
         """The epoch that a trial would reach."""
@@ -181,8 +209,8 @@ class Screen:
         hidden = len(best) - ROWS
         table = self._rows(best[:ROWS], list(self.running.values()), None)
         more = [Text(f"  and {hidden} more trials below these", style="dim")] if hidden > 0 else []
-        clock = _clock(time.monotonic() - self.began)
-        return Group(table, *more, Text(f"{self._status()}  elapsed {clock}", style="bold"))
+        elapsed = clock(time.monotonic() - self.began)
+        return Group(table, *more, Text(f"{self._status()}  elapsed {elapsed}", style="bold"))
 
     def _rows(
         self, ended: Sequence[TrialResult], running: Sequence[Running], title: str | None
@@ -237,6 +265,14 @@ class Screen:
             self.say(f"{title}: {done}/{total}")
 
 
+def _story(outcome: Outcome) -> str:
+    """What a person should know of a trial beside its row; nothing of one that just ended."""
+    odd = outcome.state in ("failed", "diverged") or "collapsed" in outcome.reason
+    note = "" if outcome.note.startswith("W&B") else outcome.note  # of all trials alike, told once
+    told = "; ".join(filter(None, [outcome.reason if odd else "", note]))
+    return f"{outcome.state}: {told}" if told else ""
+
+
 def count(number: int, noun: str) -> str:
     """1 trial, 2 trials."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
@@ -277,7 +313,8 @@ def _brief(value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """0:40, 12:05, 3:20:00."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

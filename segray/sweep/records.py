@@ -28,16 +28,29 @@ from typing import IO, Any, Literal
 
 from pydantic import ValidationError
 
-from segray.config import RequestError, SweepConfig, TrialConfig, dump, load_sweep, one_line
+from segray.config import (
+    RequestError,
+    SweepConfig,
+    TrialConfig,
+    WorkError,
+    dump,
+    load_sweep,
+    one_line,
+    trial_count,
+)
 from segray.config.yaml_file import read as read_yaml
 from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
 Kind = Literal["sweep", "train"]  # the command that made a run folder
+FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
+SECONDS = ".seconds"  # of a search that has budget.hours
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
     "budget.",
+    "failure.retries",
+    "failure.on_out_of_memory",
     "name",  # of a folder that was renamed
     "resources.max_concurrent",
     "storage",
@@ -59,6 +72,9 @@ class TrialSpec:
     wandb: Mapping[str, Any]
     cpus: int  # that each worker is given; config.threads, which decides numbers, may be another
     scores_test: bool = False  # the final stage alone
+    keeps_diverged: bool = False  # failure.on_divergence: keep
+    note: str = ""  # what the record should say beside how it ended
+    halved: bool = False  # it ran out of memory once, and now takes a batch in more passes
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,10 @@ class RunFolder:
             raise RequestError(
                 f"{path} was made by `segray {folder.kind}`: go on with {folder.resume_command()}"
             )
-        before, now = (_flat(c) for c in (folder.config(), config))
+        recorded = folder.config()
+        if folder.extended:  # then the number of trials is the folder's own
+            config = config.model_copy(update={"run_cap": recorded.run_cap})
+        before, now = (_flat(c) for c in (recorded, config))
         changed = [
             f"  {key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
             for key in dict.fromkeys([*before, *now])
@@ -133,12 +152,38 @@ class RunFolder:
         ]
         if changed:
             lines = "\n".join(changed)
+            more = "; --extend N adds trials" if "\n  run_cap:" in f"\n{lines}" else ""
             raise RequestError(
                 f"{folder.path} was begun with other settings, and its trials could not be "
                 f"compared with new ones:\n{lines}\nGive the new settings another name "
                 f"(name={config.name}-2), or go on with the old ones: {folder.resume_command()}"
+                f"{more}"
             )
         return folder
+
+    @property
+    def extended(self) -> bool:
+        """Whether trials were added to the sweep since it began."""
+        return "\n# extended: " in (self.path / "sweep.yaml").read_text(encoding="utf-8")
+
+    def extend(self, trials: int) -> int:
+        """Add trials to the sweep, which must be held; returns how many it has then."""
+        file = self.path / "sweep.yaml"
+        recorded = self.config()
+        total = trial_count(recorded) + trials
+        if recorded.method == "grid":
+            total = min(total, trial_count(recorded.model_copy(update={"run_cap": None})))
+            if total == trial_count(recorded):
+                raise RequestError(
+                    f"{self.path} has run every combination of its grid, {total} trials: there is "
+                    "nothing to add; give it more values under another name="
+                )
+        lines = file.read_text(encoding="utf-8").splitlines()
+        header = [line for line in lines if line.startswith("#")]
+        header.append(f"# extended: {_now()}, to {total} trials")
+        plain = recorded.model_copy(update={"run_cap": total}).model_dump(mode="json")
+        write_text(file, "\n".join(header) + "\n" + dump(plain))
+        return total
 
     @classmethod
     def remove_smoke_test(cls, config: SweepConfig) -> None:
@@ -254,6 +299,32 @@ class RunFolder:
         """The folder of a final training."""
         return self.path / "final" / f"seed_{seed}"
 
+    @property
+    def past_finals(self) -> int:
+        """How many final stages were set aside, as trials that were added found a new winner."""
+        return len(list(self.path.glob("final-before-*")))
+
+    def final_id(self, path: Path) -> str:
+        """The id of the final training in `path`; each stage's are its own, for W&B as well."""
+        _, _, aside = path.parent.name.partition("final-before-")
+        stage = int(aside) - 1 if aside else self.past_finals
+        return f"final-{path.name.replace('_', '')}" + (f"-again{stage}" if stage else "")
+
+    def set_final_aside(self) -> Path:
+        """Keep the final stage of an earlier winner under another name."""
+        aside = self.path / f"final-before-{self.past_finals + 1}"
+        (self.path / "final").rename(aside)
+        return aside
+
+    def seconds_at_work(self) -> float:
+        """How long the search has been at work until its last trial ended, as far as it counts."""
+        file = self.path / SECONDS
+        return float(file.read_text()) if file.is_file() else 0.0
+
+    def write_seconds_at_work(self, seconds: float) -> None:
+        """Keep it for a process that takes the search up."""
+        write_text(self.path / SECONDS, f"{seconds:.1f}\n")
+
     def write_leaderboard(self, results: Iterable[TrialResult], goal: str) -> None:
         """leaderboard.csv: a row a trial, the best first, failures last."""
         rows = [row(result) for result in ranked(results, goal)]
@@ -275,24 +346,28 @@ class RunFolder:
             f"# id: {self.sweep_id}",
             f"# kind: {self.kind}",
             f"# config sha256: {digest}",
-            f"# started: {time.strftime('%Y-%m-%dT%H:%M:%S%z')}",
+            f"# started: {_now()}",
             *([f"# command: {' '.join(map(_quoted, command))}"] if command else []),
             f"# versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         ]
         return "\n".join(header) + "\n" + dump(plain)
 
 
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
 def ranked(results: Iterable[TrialResult], goal: str) -> list[TrialResult]:
     """Best objective first; a trial that diverged or failed comes after all that did not."""
+    return sorted(results, key=lambda r: rank(r.id, r.outcome.broken, r.outcome.objective, goal))
+
+
+def rank(
+    trial_id: str, broken: bool, objective: float | None, goal: str
+) -> tuple[bool, bool, float, str]:
+    """What trials are sorted by, as `ranked` has them."""
     sign = -1 if goal == "maximize" else 1
-
-    def key(result: TrialResult) -> tuple[bool, bool, float, str]:
-        outcome = result.outcome
-        broken = outcome.state in ("diverged", "failed")
-        unscored = outcome.objective is None
-        return broken, unscored, sign * (outcome.objective or 0.0), result.id
-
-    return sorted(results, key=key)
+    return broken, objective is None, sign * (objective or 0.0), trial_id
 
 
 @contextlib.contextmanager
@@ -301,6 +376,19 @@ def at_work_in(run_folder: Path) -> Iterator[None]:
     with (run_folder / LOCK).open("a+") as file:
         _lock(file, fcntl.LOCK_SH)
         yield
+
+
+def alone_with(file: IO[str]) -> None:
+    """Wait until no other process holds `file`, and hold it until it is closed.
+
+    Of a trial whose process died, workers can live on for a moment. Raises WorkError where one
+    still does after ORPHANS_S.
+    """
+    until = time.monotonic() + ORPHANS_S
+    while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if time.monotonic() > until:
+            raise WorkError(f"another process still writes {file.name} after {ORPHANS_S:g} s")
+        time.sleep(0.1)
 
 
 def write_config(spec: TrialSpec) -> None:
@@ -319,7 +407,7 @@ def read_config(folder: Path) -> TrialConfig | None:
     path = folder / "config.yaml"
     if not path.is_file():
         return None
-    with _reading(path):
+    with reading(path):
         plain, _ = read_yaml(path)
         del plain["assignment"]
         plain.pop("tracking", None)  # earlier versions did not write it
@@ -331,14 +419,14 @@ def read_assignment(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         return {}
-    with _reading(path):
+    with reading(path):
         return dict(read_yaml(path)[0]["assignment"])
 
 
 def read_tracking(folder: Path) -> dict[str, Any] | None:
     """How a trial was shown in W&B when it was last started, where its record says that."""
     path = folder / "config.yaml"
-    with _reading(path):
+    with reading(path):
         tracking = read_yaml(path)[0].get("tracking")
         return dict(tracking["wandb"]) if tracking else None
 
@@ -353,7 +441,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     path = folder / "outcome.json"
     if not path.is_file():
         return None
-    with _reading(path):
+    with reading(path):
         return Outcome(**json.loads(path.read_text()))
 
 
@@ -385,7 +473,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """Raises RequestError for what this version does not understand in a trial's record."""
     try:
         yield

@@ -26,10 +26,21 @@ from segray.config import (
 from segray.data import Dataset, open_dataset
 from segray.models import save_model
 from segray.sweep import space
-from segray.sweep.cluster import Plan, plan, ray_cluster, this_machine
+from segray.sweep.budget import shared
+from segray.sweep.cluster import Plan, RayLost, dead_process, plan, ray_cluster, this_machine
 from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
-from segray.sweep.records import RunFolder, TrialResult, TrialSpec, ranked, row, write_text
+from segray.sweep.records import (
+    RunFolder,
+    TrialResult,
+    TrialSpec,
+    failed_outcome,
+    ranked,
+    read_assignment,
+    row,
+    write_outcome,
+    write_text,
+)
 from segray.sweep.search import FixedList, Search, make_spec
 from segray.sweep.trial import run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
@@ -58,13 +69,15 @@ def run_sweeps(
     configs: Sequence[SweepConfig],
     *,
     resume: bool = False,
+    extend: int = 0,
     replace: bool = False,
     command: Sequence[str] = (),
 ) -> list[SweepResult]:
     """Run sweeps one after the other; one that fails does not keep the next from its turn.
 
-    `replace` is for smoke tests: each takes the place of the one before it. Raises what `run_sweep`
-    raised where there is one sweep, else WorkError once all have had their turn.
+    They share one budget evenly. `extend` is as for `run_sweep`. `replace` is for smoke tests: each
+    takes the place of the one before it. Raises what `run_sweep` raised where there is one sweep,
+    else WorkError once all have had their turn.
     """
     taken: dict[Path, int] = {}
     for config in configs:
@@ -72,7 +85,9 @@ def run_sweeps(
         taken[path] = taken.get(path, 0) + 1
     if twice := [str(path) for path, times in taken.items() if times > 1]:
         raise RequestError(f"{twice[0]} is the run folder of two of these files: change a name")
-    for config in configs if not resume else ():
+    if len(configs) > 1:
+        configs = shared(configs)
+    for config in configs if not (resume or extend) else ():
         if replace:
             RunFolder.remove_smoke_test(config)
         RunFolder.check_free(config)
@@ -80,8 +95,8 @@ def run_sweeps(
     for config in configs:
         screen = _screen(config)
         try:
-            results.append(run_sweep(config, screen, resume=resume, command=command))
-        except Interrupted:
+            results.append(run_sweep(config, screen, resume=resume, extend=extend, command=command))
+        except (Interrupted, RayLost):
             raise
         except Exception as error:
             if len(configs) == 1:
@@ -99,19 +114,29 @@ def run_sweep(
     screen: Screen | None = None,
     *,
     resume: bool = False,
+    extend: int = 0,
     command: Sequence[str] = (),
 ) -> SweepResult:
     """Run a sweep to its end and return what it found.
 
     `resume` takes up the run that this config began: what had ended keeps its results, the rest
-    goes on from its checkpoints. `command` is noted in a new run's sweep.yaml. Raises RequestError
-    for a request that cannot be met, WorkError where no trial could be scored.
+    goes on from its checkpoints. `extend` does so too, and adds that many trials. `command` is
+    noted in a new run's sweep.yaml. Raises RequestError for a request that cannot be met, WorkError
+    where no trial could be scored, or where the sweep had to stop with trials left.
     """
     screen = screen or _screen(config)
-    begun = RunFolder.resume(config) if resume else None
+    begun = RunFolder.resume(config) if resume or extend else None
+    if extend and begun is None:
+        raise RequestError(
+            f"--extend: there is no sweep in {Path(config.storage) / config.name} to add trials "
+            f"to; run it first, or give it run_cap={trial_count(config) + extend}"
+        )
     with contextlib.ExitStack() as stack:
         if begun is not None:
             stack.enter_context(_hold(begun, screen))
+            if extend:
+                screen.say(f"extended to {count(begun.extend(extend), 'trial')}")
+            config = config.model_copy(update={"run_cap": begun.config().run_cap})
         active = check_inputs(config, screen, new=begun is None)
         screen.say("starting Ray, and trying the largest trial's step on a worker")
         cluster = stack.enter_context(ray_cluster())
@@ -203,10 +228,12 @@ def _put_away(error: Exception, config: SweepConfig) -> str:
 
 @contextlib.contextmanager
 def _interruptible(folder: RunFolder) -> Iterator[None]:
-    """Ctrl-C ends with a message that says where everything is, not with a traceback."""
+    """Ctrl-C, or the end of Ray, ends with a message that says where everything is."""
     try:
         yield
     except KeyboardInterrupt:
+        if dead := dead_process():
+            raise RayLost(dead) from None
         raise Interrupted(
             f"interrupted; everything so far is in {folder.path}. The same command with --resume "
             "goes on"
@@ -227,10 +254,10 @@ def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
         except SegrayError:
             raise
         except Exception as error:
-            log = spec.folder / "log.txt"
-            raise WorkError(
-                f"{type(error).__name__}: {error}\nThe whole story is in {log}"
-            ) from error
+            said = f"{type(error).__name__}: {error}"
+            if not isinstance(error, OSError):  # a disk that is full says nothing of the trial
+                write_outcome(spec.folder, failed_outcome(spec.folder, said.splitlines()[0]))
+            raise WorkError(f"{said}\nThe whole story is in {spec.folder / 'log.txt'}") from error
         result = TrialResult(spec.id, spec.folder, {}, outcome)
         screen.end(result)
         queue.end(result)
@@ -258,21 +285,20 @@ def _search(
             f"taken up again: {count(len(search.results), 'trial')} had ended, "
             f"{len(search.unfinished)} had begun and go on from their last epoch"
         )
-    decided = any(folder.path.glob("final/*/config.yaml"))
+    decided = any(folder.path.glob("final/*/config.yaml")) and not folder.extended
     if decided and search.missing:
         screen.say("the final stage had begun, so the search stays as it was")
     elif search.missing and not search.closed:
-        with screen.trials(trial_count(config), search.results):
+        with screen.trials(trial_count(config), search.results, search.ledger.used):
             run_trials(
                 search,
                 stage,
                 screen,
                 folder=folder,
-                total=search.missing,
+                failure=config.failure,
                 goal=config.metric.goal,
                 pruner=space.pruner(config),
-                deadline=search.deadline,
-                past=search.past(),
+                deadline=search.ledger.deadline,
             )
     results = ranked(search.results, config.metric.goal)
     if search.too_many_failed:
@@ -281,11 +307,11 @@ def _search(
         raise WorkError(
             f"{search.failed} trials failed, more than budget.max_failed_trials="
             f"{config.budget.max_failed_trials}: {'; '.join(reasons)}\n"
-            f"Each one's log is in {folder.path}/trials/<id>/log.txt. Once the cause is gone, a "
-            f"larger budget.max_failed_trials with --resume goes on"
+            f"Each one's story is in {folder.path}/trials/<id>/error.txt. Once the cause is gone, "
+            f"a larger budget.max_failed_trials with --resume goes on"
         )
-    if search.missing and search.late:
-        screen.say(f"budget.hours={config.budget.hours} is used up after {len(results)} trials")
+    if search.missing and search.refusal:
+        screen.say(f"no further trial after {len(results)} of {search.total}: {search.refusal}")
     return results
 
 
@@ -295,6 +321,13 @@ def _final(
     """Train the winner again once a seed and score it on test; best on val first."""
     assert config.final is not None
     seeds = config.final.seeds
+    before = [read_assignment(path) for path in folder.path.glob("final/seed_*")]
+    if any(begun and begun != winner.assignment for begun in before):
+        aside = folder.set_final_aside()
+        screen.say(
+            f"trials that were added found a new winner, {winner.id}: the final stage of the "
+            f"earlier one is kept in {aside.name}/, and test is scored once more"
+        )
     screen.say(
         f"final: trial {winner.id} trained again with {count(len(seeds), 'seed')} and scored on "
         f"test: {stage}"
@@ -304,7 +337,7 @@ def _final(
             config,
             folder,
             stage,
-            f"final-seed{seed}",
+            folder.final_id(folder.final(seed)),
             folder.final(seed),
             winner.assignment,
             seed,
@@ -335,7 +368,7 @@ def _run_list(
             stage,
             screen,
             folder=folder,
-            total=queue.missing,
+            failure=config.failure,
             goal=config.metric.goal,
             pruner=optuna.pruners.NopPruner(),
         )
@@ -379,9 +412,8 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
         screen.line(f"Test: mIoU {spread} (mean and standard deviation of {len(scored)} seeds)")
     failed = [trial.id for trial in result.trials if trial.outcome.state == "failed"]
     if failed:
-        screen.line(
-            f"Failed: {count(len(failed), 'trial')} ({', '.join(failed)}): see trials/<id>/log.txt"
-        )
+        told = f"{count(len(failed), 'trial')} ({', '.join(failed)})"
+        screen.line(f"Failed: {told}: see trials/<id>/error.txt")
     folder = result.folder
     screen.line(f"\nEverything is in {folder}")
     screen.line("  leaderboard.csv   a row a trial")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from segray.config import (
     trial_count,
 )
 from segray.sweep import space
+from segray.sweep.budget import Ledger, longest
 from segray.sweep.cluster import Plan
 from segray.sweep.progress import count
 from segray.sweep.records import (
@@ -36,7 +36,6 @@ from segray.sweep.records import (
 )
 from segray.train import read_records
 
-KEEP_CHECKPOINTS = 3  # the best trials' weights stay on disk
 DRAWS = 1000  # of values for one trial, until `require` allows them
 
 
@@ -48,7 +47,10 @@ class Queue(Protocol):
         """Whether running trials should end now."""
 
     def next(self) -> TrialSpec | None:
-        """The trial to start now; None: there will be no further one."""
+        """The trial to start now; None: there is none, unless one that is running makes room."""
+
+    def epoch(self, trial_id: str, epoch: int) -> None:
+        """A running trial has finished an epoch."""
 
     def end(self, result: TrialResult) -> None:
         """A trial has ended."""
@@ -65,7 +67,6 @@ class Search:
 
     def __init__(self, config: SweepConfig, folder: RunFolder, stage: Plan) -> None:
         self.config, self.folder, self.stage = config, folder, stage
-        self.deadline = time.time() + 3600 * config.budget.hours if config.budget.hours else None
         self.results: list[TrialResult] = []
         self.failed = 0
         self._with_weights: set[str] = set()  # of the trials that ended
@@ -76,6 +77,9 @@ class Search:
             direction=config.metric.goal,
             load_if_exists=True,
         )
+        gpus = stage.workers * stage.gpus_per_worker
+        self.ledger = Ledger(config.budget, longest(config), gpus, folder.seconds_at_work())
+        self.refusal: str | None = None  # why the budget let no further trial start, if it did not
         # What the first trials take as it stands.
         self.fixed = list(grid(config)) if config.method == "grid" else list(config.start_points)
         self.total = trial_count(config)
@@ -93,44 +97,31 @@ class Search:
 
     @property
     def closed(self) -> bool:
-        return self.too_many_failed
-
-    @property
-    def late(self) -> bool:
-        """Whether budget.hours is used up."""
-        return self.deadline is not None and time.time() > self.deadline
+        return self.too_many_failed or self.ledger.exhausted is not None
 
     @property
     def missing(self) -> int:
         """How many of the asked trials have not ended."""
         return self.total - len(self.results)
 
-    def past(self) -> dict[str, list[tuple[int, float]]]:
-        """(epoch, objective) of what trials reported before this search was opened.
-
-        A trial that goes on reports its last epoch again.
-        """
-        unfinished = {spec.id for spec in self.unfinished}
-        curves = {}
-        for trial_id in self.asked:
-            records = read_records(self.folder.trial(trial_id) / "metrics.jsonl")
-            known = records[:-1] if trial_id in unfinished else records
-            curves[trial_id] = [(record["epoch"], record["objective"]) for record in known]
-        return curves
-
     def next(self) -> TrialSpec | None:
-        if self.late or self.closed:
-            return None
-        if self.unfinished:
+        if self.unfinished and not self.closed:
             return self.unfinished.pop(0)
-        if len(self.asked) == self.total:
+        if self.too_many_failed or (len(self.asked) == self.total and not self.unfinished):
+            return None
+        self.refusal = self.ledger.refusal()
+        if self.refusal:
             return None
         trial_id = f"{len(self.asked):03d}"
         trial, assignment = self._draw(len(self.asked))
         trial.set_user_attr("assignment", assignment)
         trial.set_user_attr("trial", trial_id)  # from here on the trial counts
         self.asked[trial_id] = trial
+        self.ledger.begin(trial_id)
         return self._spec(trial_id, assignment)
+
+    def epoch(self, trial_id: str, epoch: int) -> None:
+        self.ledger.epoch(trial_id, epoch)
 
     def end(self, result: TrialResult) -> None:
         self._book(result)
@@ -148,6 +139,9 @@ class Search:
         folder = self.folder.trial(trial_id)
         outcome = read_outcome(folder)
         if outcome is None:
+            records = read_records(folder / "metrics.jsonl")
+            seconds = sum(record["time/epoch_s"] for record in records)
+            self.ledger.begin(trial_id, seconds, len(records))
             self.unfinished.append(self._spec(trial_id, assignment))
         else:
             self._book(TrialResult(trial_id, folder, assignment, outcome))
@@ -161,6 +155,7 @@ class Search:
             assignment = space.suggest(trial, self.config.parameters)
             if satisfied(self.config, assignment):
                 return trial, assignment
+            trial.set_user_attr("refused", [number, attempt])
             self.study.tell(trial, state=TrialState.FAIL)
         raise WorkError(
             f"require: none of {DRAWS} draws for trial {number:03d} met it; widen parameters or "
@@ -175,6 +170,7 @@ class Search:
 
     def _book(self, result: TrialResult) -> None:
         self.results.append(result)
+        self.ledger.end(result.id, result.outcome)
         self._with_weights.add(result.id)
         state, objective = result.outcome.state, result.outcome.objective
         failed = state == "failed" or (objective is None and state != "diverged")
@@ -186,9 +182,10 @@ class Search:
         for record in read_records(result.folder / "metrics.jsonl"):
             if record["epoch"] not in frozen.intermediate_values:  # a booking that was killed
                 trial.report(record["objective"], record["epoch"])
+        trial.set_user_attr("state", "failed" if failed else state)  # Optuna has fewer
         if failed:
             self.study.tell(trial, state=TrialState.FAIL)
-        elif state in ("pruned", "diverged"):
+        elif state == "pruned" or result.outcome.broken:
             # TPE ranks a pruned trial by how far it came, below all that were not; one without any
             # epoch last of all. That is what a diverged trial deserves, without a made-up value.
             self.study.tell(trial, state=TrialState.PRUNED)
@@ -201,7 +198,10 @@ class Search:
         """
         results = ranked(self.results, self.config.metric.goal)
         self.folder.write_leaderboard(results, self.config.metric.goal)
-        best = {r.id for r in results[:KEEP_CHECKPOINTS] if r.outcome.state != "failed"}
+        if self.config.budget.hours is not None:
+            self.folder.write_seconds_at_work(self.ledger.seconds)
+        kept = results[: self.config.keep_trials]
+        best = {r.id for r in kept if r.outcome.state != "failed"}
         for trial_id in self._with_weights - best:
             shutil.rmtree(self.folder.trial(trial_id) / "checkpoint", ignore_errors=True)
         self._with_weights &= best
@@ -234,6 +234,9 @@ class FixedList:
 
     def next(self) -> TrialSpec | None:
         return self._waiting.pop(0) if self._waiting else None
+
+    def epoch(self, trial_id: str, epoch: int) -> None:
+        """No budget is kept."""
 
     def end(self, result: TrialResult) -> None:
         self.results.append(result)
@@ -295,4 +298,5 @@ def make_spec(
         wandb=config.tracking.wandb.model_dump(),
         cpus=stage.threads,
         scores_test=scores_test,
+        keeps_diverged=config.failure.on_divergence == "keep",
     )

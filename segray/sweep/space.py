@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import cmaes
 import numpy as np
 import optuna
 
-from segray.config import Assignment, Parameter, SweepConfig, draw_order, is_active, trial_count
+from segray.config import (
+    Assignment,
+    Parameter,
+    SweepConfig,
+    draw_order,
+    is_active,
+    reachable,
+    trial_count,
+    unmodelled,
+)
+from segray.config.schema import Asha, Hyperband, Median
+from segray.sweep.points import Choose, Sobol, Whole, gaussian_process
+
+FEWEST = 4  # trials that a Gaussian process begins with
+PROPOSALS = 20  # of one, for a trial that `require` refuses again and again; then chance
 
 
 def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> Assignment:
@@ -29,34 +45,116 @@ def sampler(
     """The sampler of `method` for trial `number`, which takes the values of `fixed` as they are.
 
     Every trial, and every new attempt at one that `require` refused, has a sampler and a random
-    stream of its own, so that a sweep that is taken up again draws what it would have drawn. TPE
-    draws a quarter of the trials at random before it models: Optuna's fixed ten would be most of a
-    small sweep. `constant_liar` keeps trials that run side by side apart.
+    stream of its own, so that a sweep that is taken up again draws what it would have drawn. What
+    a method has learned is in the study: CMA-ES keeps its distribution there, TPE and the Gaussian
+    process begin afresh each time.
     """
-    stream = np.random.SeedSequence((config.seed, number, attempt))
-    seed = int(stream.generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if config.method != "tpe":  # every value of a grid is fixed
-            base: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-        else:
-            startup = math.ceil(trial_count(config) / 4)
-            base = optuna.samplers.TPESampler(
-                n_startup_trials=startup, constant_liar=True, seed=seed
-            )
+        base = _sampler(config, number, attempt)
         if not fixed:
             return base
         return optuna.samplers.PartialFixedSampler(_stored(fixed, config.parameters), base)
 
 
+def _sampler(config: SweepConfig, number: int, attempt: int) -> optuna.samplers.BaseSampler:
+    """TPE and GP draw a quarter of the trials at random before they model: Optuna's fixed ten
+    would be most of a small sweep.
+    """
+    seed = _seed(config.seed, number, attempt)
+    chance = optuna.samplers.RandomSampler(seed=seed)
+    choose: Choose
+    if config.method == "tpe":
+        startup = math.ceil(trial_count(config) / 4)
+        # The liar keeps trials that run side by side apart.
+        return optuna.samplers.TPESampler(n_startup_trials=startup, constant_liar=True, seed=seed)
+    if config.method == "gp" and attempt < PROPOSALS:
+        startup = max(FEWEST, math.ceil(trial_count(config) / 4))
+        choose = gaussian_process(seed, startup, (number, attempt))
+    elif config.method == "cmaes":  # with start-up it would begin only after a first random trial
+        choose = optuna.samplers.CmaEsSampler(
+            n_startup_trials=0, consider_pruned_trials=True, seed=seed
+        ).sample_relative
+    elif config.method == "qmc":  # a sequence for the first attempts, one for the second, ...
+        choose = Sobol(_seed(config.seed, attempt), number).sample_relative
+    else:
+        return chance  # every value of a grid is fixed
+    return Whole(choose, chance, _distributions(config), number)
+
+
+def left_to_chance(config: SweepConfig, sources: Mapping[str, str]) -> str:
+    """Says what `method` draws at random for lack of a model; nothing if it models all.
+
+    `sources` says where keys are written, as far as that is known.
+    """
+    told = []
+    if blind := unmodelled(config):
+        places = {name: sources.get(f"parameters.{name}") for name in blind}
+        keys = [
+            f"{name} ({f'{places[name]}, ' if places[name] else ''}{why})"
+            for name, why in blind.items()
+        ]
+        told.append(f"{', '.join(keys)}: {config.method} cannot learn of these, method: tpe can")
+    if config.method == "cmaes" and (known := _modelled(config)):
+        generation = cmaes.CMA(mean=np.zeros(len(known)), sigma=1.0).population_size
+        if generation >= (trials := trial_count(config)):
+            told.append(f"all {trials} trials: cmaes first learns from {generation}")
+    return "; ".join(told)
+
+
 def pruner(config: SweepConfig) -> optuna.pruners.BasePruner:
     """The rule of `early_terminate`."""
-    asha = config.early_terminate
-    if asha is None:
+    rule = config.early_terminate
+    if rule is None:
         return optuna.pruners.NopPruner()
+    if isinstance(rule, Median):
+        return optuna.pruners.MedianPruner(
+            n_startup_trials=rule.min_trials,
+            n_warmup_steps=rule.min_iter,
+            n_min_trials=rule.min_trials,
+        )
+    if isinstance(rule, Hyperband):
+        return optuna.pruners.HyperbandPruner(
+            min_resource=rule.min_iter,
+            max_resource=max(reachable(config, "train.epochs")),
+            reduction_factor=rule.eta,
+        )
     return optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=asha.min_iter, reduction_factor=asha.eta
+        min_resource=rule.min_iter, reduction_factor=rule.eta
     )
+
+
+def brackets(rule: Asha | Hyperband, epochs: int) -> list[tuple[float, list[int]]]:
+    """The share of trials in each of the pruner's brackets, and its rungs before the last epoch.
+
+    ASHA is one bracket. Their number and their shares are as Optuna's HyperbandPruner has them.
+    """
+    count = 1
+    if isinstance(rule, Hyperband):
+        count += math.floor(math.log(epochs / rule.min_iter, rule.eta))
+    weights = [math.ceil(count * rule.eta**after / (after + 1)) for after in reversed(range(count))]
+    steps = (rule.min_iter * rule.eta**power for power in itertools.count())
+    rungs = list(itertools.takewhile(lambda epoch: epoch < epochs, steps))
+    return [(weight / sum(weights), rungs[first:]) for first, weight in enumerate(weights)]
+
+
+def _seed(*stream: int) -> int:
+    return int(np.random.SeedSequence(stream).generate_state(1)[0])
+
+
+def _modelled(config: SweepConfig) -> list[str]:
+    """The searched keys that `method` chooses together; CMA-ES knows them by their order."""
+    blind = unmodelled(config)
+    return sorted(n for n, p in config.parameters.items() if p.count != 1 and n not in blind)
+
+
+def _distributions(config: SweepConfig) -> dict[str, optuna.distributions.BaseDistribution]:
+    """What each of those keys is drawn from."""
+    probe = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    for name in _modelled(config):
+        _draw(probe, name, config.parameters[name])
+    drawn: dict[str, optuna.distributions.BaseDistribution] = probe.distributions
+    return drawn
 
 
 def _draw(trial: optuna.Trial, name: str, parameter: Parameter) -> Any:

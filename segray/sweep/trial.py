@@ -23,6 +23,7 @@ from segray.data import Dataset, open_dataset
 from segray.sweep import view
 from segray.sweep.records import (
     TrialSpec,
+    alone_with,
     at_work_in,
     failed_outcome,
     write_config,
@@ -55,20 +56,17 @@ Tell = Callable[[Metrics], Stop | None]
 def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
     """Train a trial to its end, in each of its workers; worker 0 keeps the records and tracks.
 
-    A trial that was begun before goes on. What is raised has been written to the trial's log.txt,
-    and where one worker trains to outcome.json: of several, one sees no more than that another is
-    gone, and whoever runs them says how it ended.
+    A trial that was begun before goes on. What is raised has been written to the trial's log.txt;
+    whether the trial has failed with it is for whoever runs it to say, as it may be tried again.
     """
     first = distributed.rank() == 0
     printed = _printed_to(spec.folder / "log.txt") if first else contextlib.nullcontext()
     with at_work_in(spec.run_folder), printed:
         try:
             return _run(spec, device, tell, first)
-        except Exception as error:
+        except Exception:
             if first:
                 traceback.print_exc()
-            if distributed.world_size() == 1:
-                write_outcome(spec.folder, failed_outcome(spec.folder, _reason(error)))
             raise
 
 
@@ -178,6 +176,9 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     try:
         reporter = _Reporter(tracker, tell, config.metric.name, config.train.epochs)
         outcome = train(config, dataset, spec.folder, reporter, device)
+        if outcome.state == "diverged" and outcome.best_epoch is not None:
+            outcome = replace(outcome, kept=spec.keeps_diverged)
+        outcome = replace(outcome, note=spec.note)
         scored = spec.scores_test and outcome.best_epoch is not None
         if scored:
             _score_test(spec, dataset, device)
@@ -201,7 +202,8 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
             traceback.print_exc()
             view.finish(tracker, spec, outcome)
         if tracker.warning is not None:
-            outcome = replace(outcome, note=tracker.warning)
+            note = "; ".join(filter(None, [spec.note, tracker.warning]))
+            outcome = replace(outcome, note=note)
             write_outcome(spec.folder, outcome)
     return outcome
 
@@ -289,14 +291,12 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _printed_to(path: Path) -> Iterator[None]:
-    """What Python prints meanwhile goes to the end of `path`."""
+    """What Python prints meanwhile goes to the end of `path`, which no other process has then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        path.open("a", buffering=1) as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-    ):
-        yield
+    with path.open("a", buffering=1) as file:
+        alone_with(file)
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            yield
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ def start(spec: TrialSpec, mode: Mode) -> Tracker:
 
 def tell(tracker: Tracker, record: Metrics) -> None:
     """Tell a trial's run an epoch."""
-    shown = {name: value for name, value in record.items() if name != "confusion"}
+    hidden = ("confusion", "time/ended")
+    shown = {name: value for name, value in record.items() if name not in hidden}
     tracker.log(shown, epoch=record["epoch"])
 
 
@@ -110,7 +111,7 @@ def _recorded(folder: RunFolder) -> Iterator[Recorded]:
 
 def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
     """Trials and final trainings that have begun, as they were given to their processes."""
-    paths = sorted([*folder.path.glob("trials/*"), *folder.path.glob("final/*")])
+    paths = sorted([*folder.path.glob("trials/*"), *folder.path.glob("final*/*")])
     if not paths:
         return
     sweep = folder.config()
@@ -120,8 +121,8 @@ def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
         config = read_config(path)
         if config is None:
             continue
-        final = path.parent.name == "final"
-        trial_id = f"final-{path.name.replace('_', '')}" if final else path.name
+        final = path.parent.name != "trials"
+        trial_id = folder.final_id(path) if final else path.name
         yield TrialSpec(
             id=trial_id,
             folder=path,

@@ -14,11 +14,13 @@ from segray.train.loop import (
 )
 from segray.train.metrics import count_pixels, scores
 from segray.train.probe import StepCost, measure_step, peak_bytes
+from segray.train.progress import Progress
 from segray.train.step import autocast_type, build_trial_model
 
 __all__ = [
     "Metrics",
     "Outcome",
+    "Progress",
     "Reporter",
     "State",
     "StepCost",

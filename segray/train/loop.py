@@ -29,6 +29,7 @@ from segray.train.evaluation import evaluate
 from segray.train.loss import balanced_weights
 from segray.train.metrics import scores
 from segray.train.optimizer import LearningRate, build_optimizer
+from segray.train.progress import Progress
 from segray.train.step import autocast_type, backward, build_trial_model, on_workers
 
 State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "budget"]
@@ -64,20 +65,12 @@ class Outcome:
     epochs: int
     seconds: float
     note: str = ""  # what went wrong beside the training, such as tracking
+    kept: bool = False  # it diverged, and its best epoch counts all the same
 
-
-@dataclass
-class _Progress:
-    """What a resumed training must know beside weights and optimizer."""
-
-    epoch: int = 0
-    best: float | None = None
-    best_epoch: int | None = None
-    # Patience counts from the last value that was better by min_delta; best ignores min_delta.
-    reference: float | None = None
-    reference_epoch: int = 0
-    last: float | None = None
-    seconds: float = 0.0
+    @property
+    def broken(self) -> bool:
+        """Whether it ranks below every training that did not break."""
+        return self.state == "failed" or (self.state == "diverged" and not self.kept)
 
 
 def train(
@@ -140,7 +133,7 @@ class _Training:
         self.class_weights = _class_weights(settings.loss.class_weights, dataset, device)
         self.last_path = folder / "checkpoint" / "last.safetensors"
         self.best_path = folder / "checkpoint" / "best.safetensors"
-        self.progress = _Progress()
+        self.progress = Progress()
 
     def run(self) -> Outcome:
         stop = self._resume()
@@ -150,7 +143,7 @@ class _Training:
         while at.epoch < epochs:
             if stop is not None:
                 return self._outcome(stop, f"{_WHY[stop]} at epoch {at.epoch}")
-            if early_stop is not None and at.epoch - at.reference_epoch >= early_stop.patience:
+            if early_stop is not None and at.out_of_patience(early_stop.patience):
                 reason = f"no better than {at.reference:.4f} for {early_stop.patience} epochs"
                 return self._outcome("early_stopped", reason)
             started = time.perf_counter()
@@ -250,17 +243,10 @@ class _Training:
     ) -> Stop | None:
         """Book the epoch: best, patience, record, checkpoints, report; on every worker alike."""
         at = self.progress
-        at.epoch += 1
         # An absent category has no IoU: the worst value, rather than no value.
         value = float(metrics.get(self.config.metric.name, 0.0))
-        is_best = at.best is None or self.sign * (value - at.best) > 0
-        if is_best:
-            at.best, at.best_epoch = value, at.epoch
         stop_rule = self.config.train.early_stop
-        min_delta = stop_rule.min_delta if stop_rule is not None else 0.0
-        if at.reference is None or self.sign * (value - at.reference) > min_delta:
-            at.reference, at.reference_epoch = value, at.epoch
-        at.last = value
+        is_best = at.end_epoch(value, self.sign, stop_rule.min_delta if stop_rule else 0.0)
         self.lr.end_epoch(self.sign * value)
         seconds = time.perf_counter() - started
         at.seconds += seconds
@@ -272,6 +258,7 @@ class _Training:
             "best_epoch": at.best_epoch,
             "objective": self._objective(),
             "time/epoch_s": seconds,
+            "time/ended": time.time(),  # in seconds since 1970: in which order trials came so far
             "confusion": confusion.tolist(),
         }
         if self.rank == 0:
@@ -299,7 +286,7 @@ class _Training:
         """
         if self.last_path.is_file():
             state = checkpoint.load(self.last_path, self.model, self.optimizer)
-            self.progress = _Progress(**state["progress"])
+            self.progress = Progress(**state["progress"])
             self.lr.load_state_dict(state["schedule"])
         kept = kept_records(self.folder)
         if self.rank == 0:
@@ -320,10 +307,7 @@ class _Training:
         return self._report(kept[-1]) if kept else None
 
     def _objective(self) -> float | None:
-        if self.progress.best is None:
-            return None
-        price = self.config.metric.cost_per_epoch * self.progress.epoch
-        return self.progress.best - self.sign * price
+        return self.progress.objective(self.sign, self.config.metric.cost_per_epoch)
 
     def _outcome(self, state: State, reason: str) -> Outcome:
         at = self.progress

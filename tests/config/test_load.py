@@ -17,6 +17,7 @@ from segray.config import (
     load_sweep,
     metric_names,
     trial_config,
+    unmodelled,
 )
 
 HEAD = """\
@@ -237,11 +238,40 @@ def test_missing_keys_point_at_their_section(file: Path) -> None:
         ),
         ("train: {optimizer: {lr: 0}}", "train.optimizer.lr: expected more than 0 (got 0)"),
         ("train: {augment: {hue: 1}}", "train.augment.hue: expected at most 0.5 (got 1)"),
-        ("method: bayes", "method: expected tpe, random or grid; what W&B calls bayes is tpe here"),
         (
-            "early_terminate: {type: hyperband}",
-            "early_terminate.type: expected asha; what W&B calls hyperband is asha here",
+            "method: bayes",
+            "method: expected tpe, random, grid, gp, cmaes or qmc; what W&B calls bayes is gp "
+            "here; tpe, the default, takes every space (got bayes)",
         ),
+        (
+            "early_terminate: {type: bandit}",
+            "early_terminate.type: expected asha or hyperband or median or none (got bandit)",
+        ),
+        (
+            "early_terminate: {type: hyperband, max_iter: 27}",
+            "early_terminate.max_iter: no such key; did you mean train.epochs?",
+        ),
+        (
+            "early_terminate: {type: hyperband, s: 2}",
+            "early_terminate.s: no such key; expected one of type, min_iter, eta",
+        ),
+        (
+            "early_terminate: {type: median, eta: 3}",
+            "early_terminate.eta: no such key; expected one of type, min_iter, min_trials",
+        ),
+        (
+            "early_terminate: {type: median, min_trails: 3}",
+            "early_terminate.min_trails: no such key; did you mean min_trials?",
+        ),
+        (
+            "early_terminate: {type: median, min_trials: 0}",
+            "early_terminate.min_trials: expected at least 1 (got 0)",
+        ),
+        (
+            "early_terminate: {type: none, eta: 3}",
+            "early_terminate: type: none takes no other key, got eta",
+        ),
+        ("early_terminate: 3", "early_terminate: expected keys with their values (got 3)"),
         ("train: {precision: fp64}", "train.precision: expected auto, fp32 or bf16 (got fp64)"),
         ("train: {crop: 5}", "train.crop: expected a list (got 5)"),
         ("train: {crop: [64]}", "train.crop: expected a list of two (got [64])"),
@@ -421,6 +451,24 @@ def test_a_start_point_outside_the_space_is_refused(file: Path, point: str, expe
             "early_terminate.min_iter: the first rung must come before the last epoch (4)",
         ),
         (
+            "{train: {epochs: 4}, early_terminate: {type: hyperband, min_iter: 4}}",
+            "early_terminate.min_iter: the first rung must come before the last epoch (4), or "
+            "hyperband stops nothing",
+        ),
+        (
+            "{train: {epochs: 4}, early_terminate: {type: median, min_iter: 4}}",
+            "early_terminate.min_iter: the first epoch to stop at must come before the last epoch",
+        ),
+        (
+            "{early_terminate: {type: median, min_trials: 6}, run_cap: 6}",
+            "early_terminate.min_trials: the sweep has 6 trials, so that none is left to stop once",
+        ),
+        (
+            "method: grid\nearly_terminate: {type: median, min_trials: 2}\n"
+            "parameters: {train.batch_size: {values: [2, 4]}}",
+            "early_terminate.min_trials: the sweep has 2 trials, so that none is left to stop once",
+        ),
+        (
             "metric: {name: val/miuo}",
             "metric.name: no such metric; did you mean val/miou? (got val",
         ),
@@ -452,6 +500,65 @@ def test_searched_epochs_count_for_the_first_rung(file: Path) -> None:
     text = "train: {epochs: 2}\nearly_terminate: {type: asha, min_iter: 4}\n"
     config = load(file, HEAD + text + "parameters: {train.epochs: {values: [2, 8]}}\n")
     assert config.early_terminate is not None
+
+
+def test_a_base_s_rule_gives_way_to_one_of_another_type(file: Path) -> None:
+    base = file.with_name("base.yaml")
+    base.write_text(HEAD + "early_terminate: {type: asha, min_iter: 2, eta: 4}\n")
+
+    def rule(text: str) -> object:
+        config = load(file, f"base: base.yaml\nearly_terminate: {text}\n")
+        return config.model_dump()["early_terminate"]
+
+    assert rule("{type: median, min_trials: 4}") == {
+        **{"type": "median", "min_iter": 3, "min_trials": 4}
+    }
+    assert rule("{eta: 2}") == {"type": "asha", "min_iter": 2, "eta": 2}
+    assert rule("{type: none}") is None
+    assert rule("null") is None
+
+
+PLATEAU = """\
+method: {method}
+parameters:
+  train.schedule.name: {{values: [poly, plateau]}}
+  train.schedule.patience: {{min: 1, max: 9, when: {{train.schedule.name: plateau}}}}
+"""
+
+
+def test_a_method_that_can_learn_of_no_key_is_refused_where_it_is_written(file: Path) -> None:
+    (line,) = report(file, HEAD + PLATEAU.format(method="cmaes"))
+    assert line.startswith("sweep.yaml:4: method: cmaes can learn of no searched key here: ")
+    assert "train.schedule.name (values, no range)" in line
+    assert "train.schedule.patience (not searched in every trial)" in line
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "blind"),
+    [
+        ("gp", "{values: [1, 2]}", ["train.schedule.patience"]),
+        ("cmaes", "{min: 1, max: 2}", ["train.schedule.name", "train.schedule.patience"]),
+        ("tpe", "{values: [1, 2]}", []),
+        ("qmc", "{values: [1, 2]}", []),
+        ("random", "{values: [1, 2]}", []),
+        ("grid", "{values: [1, 2]}", []),
+        (
+            "cmaes",
+            "{value: 2}\n  train.epochs: {min: 1, max: 2}",
+            ["train.schedule.name", "train.schedule.patience"],
+        ),
+        (
+            "gp",
+            "{value: 2}\n  train.schedule.warmup_steps: {min: 0, max: 2000000}",
+            ["train.schedule.patience", "train.schedule.warmup_steps"],
+        ),
+    ],
+)
+def test_which_keys_a_method_leaves_to_chance(
+    file: Path, method: str, key: str, blind: list[str]
+) -> None:
+    text = PLATEAU.format(method=method) + f"  train.batch_size: {key}\n"
+    assert list(unmodelled(load(file, HEAD + text))) == blind
 
 
 FOLDERS = """\

@@ -1,16 +1,19 @@
 """What is found, shown and tried before the first trial."""
 
 import contextlib
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from segray.config import RequestError, load_sweep, trial_config
+from segray.config import RequestError, load_sweep, read_sweep, trial_config
 from segray.sweep import preflight
+from segray.sweep.dry_run import show_plan
 from segray.sweep.preflight import largest_corner
 from segray.sweep.records import RunFolder
+from segray.sweep.space import left_to_chance
 from segray.train import probe
 
 HEAD = """
@@ -137,6 +140,64 @@ def test_a_dry_run_shows_every_value_with_its_source_and_starts_nothing(
     assert "15 in the search; then 2 final trainings" in lines["epochs"]
     assert "here" in lines["places"]
     assert not (tmp_path / "runs").exists()
+
+
+NAME, PATIENCE = "train.schedule.name", "train.schedule.patience"
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "expected"),
+    [
+        (
+            "gp",
+            {"type": "hyperband", "min_iter": 1},
+            [
+                "trials 9 by gp; after epoch 1, 3 (53% of trials) or 3 (29% of trials) or none "
+                "(18% of trials) the best 1/3 go on (Hyperband)",
+                f"at random {PATIENCE} (FILE:, not searched in every trial): gp cannot learn of "
+                "these, method: tpe can",
+            ],
+        ),
+        (
+            "cmaes",
+            {"type": "median", "min_iter": 2},
+            [
+                "trials 9 by cmaes; from epoch 2 on, one that is worse than the median of 5 or "
+                "more finished ones ends",
+                f"at random {NAME} (FILE:, values, no range), {PATIENCE} (FILE:, not searched in "
+                "every trial): cmaes cannot learn of these, method: tpe can",
+            ],
+        ),
+        ("qmc", {"type": "none"}, ["trials 9 by qmc, each to its end", "epochs up to 9 a trial"]),
+    ],
+)
+def test_a_dry_run_says_what_a_method_leaves_to_chance_and_when_trials_stop(
+    sweep_file, capsys, method, rule, expected
+):
+    lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}
+    file = sweep_file(
+        method=method,
+        run_cap=9,
+        early_terminate=rule,
+        train={"epochs": 9, "batch_size": 4},
+        parameters={
+            "train.optimizer.lr": lr,
+            NAME: {"values": ["poly", "plateau"]},
+            PATIENCE: {"min": 1, "max": 3, "when": {NAME: "plateau"}},
+        },
+    )
+    show_plan(read_sweep(file))
+    shown = re.sub(rf"{re.escape(str(file))}:\d+", "FILE:", capsys.readouterr().out)
+    plan = " ".join(shown[shown.index("Plan") :].split())  # long lines are broken
+    assert plan.startswith(" ".join(["Plan", *expected]))
+
+
+def test_a_sweep_too_short_for_cmaes_to_learn_is_told(sweep_file):
+    lr = {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}
+    parameters = {"train.optimizer.lr": lr, "train.augment.flip": {"min": 0.0, "max": 0.5}}
+    file = sweep_file(method="cmaes", parameters=parameters)
+    told = [left_to_chance(load_sweep(file, [f"run_cap={trials}"]), {}) for trials in (6, 7)]
+    assert told == ["all 6 trials: cmaes first learns from 6", ""]
 
 
 def test_a_dry_run_names_the_environment(sweep_file, segray, monkeypatch, tmp_path):

@@ -4,18 +4,20 @@ import dataclasses
 import math
 import random
 
-import optuna
 import pytest
 
 from segray.config import load_sweep
-from segray.config.schema import Asha
+from segray.config.schema import Asha, Hyperband, Median
 from segray.sweep import estimate as subject
+from segray.sweep import space
 from segray.sweep.board import Board
 from segray.sweep.cluster import Plan
 from segray.sweep.estimate import Bench, Bounds, duration, epochs_of, estimate
 
 IMAGES = (41, 10, 20)  # with batches of 4: 40 are trained on
 ASHA = Asha(type="asha", min_iter=1, eta=3)
+HYPERBAND = Hyperband(type="hyperband", min_iter=1, eta=3)
+MEDIAN = Median(type="median", min_iter=2, min_trials=3)
 LR = {"train.optimizer.lr": {"min": 0.1, "max": 0.2}}
 
 
@@ -52,23 +54,35 @@ def bench(**changes):
         (2, 8, Asha(type="asha", min_iter=2, eta=4), 2 * 2 + 1.5 * 6),  # the second may be worse
         (3, 4, Asha(type="asha", min_iter=2, eta=2), 3 * 2 + 11 / 6 * 2),  # 1 + 1/2 + 1/3 go on
         (10**9, 8, Asha(type="asha", min_iter=4, eta=4), 10**9 * (4 + 1)),
+        # Two brackets of as many trials: one looks after 2 epochs, the other after 4, the last.
+        (1, 4, Hyperband(type="hyperband", min_iter=2, eta=2), 4),
+        (10**9, 4, Hyperband(type="hyperband", min_iter=2, eta=2), 10**9 * 3.5),
+        (3, 9, MEDIAN, 27),
+        (4, 9, MEDIAN, 27 + (2 + 9) / 2),  # the fourth is below the middle one of three
     ],
 )
-def test_epochs_of_all_trials_under_asha(trials, epochs, rule, expected):
+def test_epochs_of_all_trials_under_a_rule(trials, epochs, rule, expected):
     assert epochs_of(trials, epochs, rule) == pytest.approx(expected, rel=0.02)
 
 
-def test_epochs_expected_under_asha_are_those_of_its_pruner():
-    """Optuna's own rule on trials of random quality, many times over."""
+@pytest.mark.parametrize("rule", [ASHA, HYPERBAND, MEDIAN], ids=lambda rule: rule.type)
+def test_epochs_expected_under_a_rule_are_those_of_its_pruner(sweep_file, rule):
+    """Optuna's own on trials of random quality, many times over."""
+    config = load_sweep(
+        sweep_file(early_terminate=rule.model_dump(), run_cap=10), ["train.epochs=9"]
+    )
     chance = random.Random(0)
-    seen = []
-    for _ in range(300):
-        board = Board(optuna.pruners.SuccessiveHalvingPruner(1, 3), "maximize", None, {})
-        for trial in range(10):
+    total = 0
+    for _ in range(100):
+        board = Board(space.pruner(config), "maximize", None, {})
+        for trial in chance.sample(range(50), 10):  # Hyperband's bracket hangs on the number
             quality = chance.random()
-            ends = (epoch for epoch in range(1, 9) if board.report(str(trial), epoch, quality))
-            seen.append(next(ends, 9))
-    assert sum(seen) / 300 == pytest.approx(epochs_of(10, 9, ASHA), rel=0.03)
+            ends = (epoch for epoch in range(1, 10) if board.report(str(trial), epoch, quality))
+            epochs = next(ends, None)
+            total += epochs or 9
+            if epochs is None:
+                board.finish(str(trial))
+    assert total / 100 == pytest.approx(epochs_of(10, 9, rule), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +170,19 @@ def test_a_bench_is_found_by_the_same_speed_on_the_same_machine_alone(
     assert subject.read_bench(config, dataclasses.replace(stage, threads=2)) is None
     monkeypatch.setattr(subject, "_cpu", lambda: "another processor")
     assert subject.read_bench(config, stage) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"), [(HYPERBAND, "bracket of Hyperband"), (MEDIAN, "median")]
+)
+def test_what_is_taken_for_granted_of_a_rule_is_said(sweep_file, rule, words):
+    config = load_sweep(
+        sweep_file(early_terminate=rule.model_dump(), run_cap=9), ["train.epochs=9"]
+    )
+    found = estimate(config, bench(), IMAGES, Plan(1, 1, 0, 1), None)
+    assert words in found.assumptions[0]
+    assert found.search_s == pytest.approx(epochs_of(9, 9, rule) * 8)
+    assert found.search_most_s == pytest.approx(81 * 8)
 
 
 def test_bounds_of_a_gpu():

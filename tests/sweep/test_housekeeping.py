@@ -232,7 +232,7 @@ def test_clean_holds_the_run_while_it_asks(copy):
         ("trials/000/outcome.json", b"{", "JSONDecodeError"),
     ],
 )
-@pytest.mark.parametrize("command", ["status", "clean"])
+@pytest.mark.parametrize("command", ["status", "patience", "clean"])
 def test_a_record_that_cannot_be_read_is_named(copy, capsys, command, file, content, said):
     (copy / file).write_bytes(content)
     with pytest.raises(SystemExit) as ended:

@@ -37,7 +37,7 @@ def test_without_a_terminal_there_are_plain_lines_only():
     assert "000 started  lr=0.00123" in text
     assert "000 finished  val/miou 0.5000 in 4 epochs" in text
     assert "001 failed: RuntimeError: no" in text
-    assert "2/2 trials  best 0.5000" in text
+    assert "2/2 trials  1 failed  best 0.5000" in text
 
 
 def test_in_a_terminal_the_table_shows_running_and_ended_trials():

@@ -21,6 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from segray.config import WorkError, load_sweep
 from segray.data import open_dataset
 from segray.models import load_model
+from segray.sweep.records import read_outcome
 from segray.sweep.runner import run_sweep
 from segray.train import evaluate, scores
 
@@ -161,18 +162,24 @@ def ancestors(pid):
         yield pid
 
 
-def test_a_killed_trial_is_booked_as_failed_and_the_sweep_goes_on(sweep_file, leaderboard):
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_killed_trial_goes_on_or_is_booked_as_failed(retries, sweep_file, leaderboard, records):
     config = load_sweep(
         sweep_file(
-            run_cap=3, resources={"max_concurrent": 1}, tracking={"wandb": {"mode": "disabled"}}
+            run_cap=2,
+            method="random",
+            resources={"max_concurrent": 1},
+            failure={"retries": retries},
+            tracking={"wandb": {"mode": "disabled"}},
         ),
-        ["train.epochs=40"],
+        ["train.epochs=30"],
     )
     folder = Path(config.storage) / config.name
+    file = folder / "trials/000/metrics.jsonl"
 
     def kill_the_first():
-        while not (folder / "trials/000/metrics.jsonl").exists():
-            time.sleep(0.05)
+        while not (file.exists() and file.read_text().count("\n") > 2):
+            time.sleep(0.02)
         for pid in ray_trials():
             os.kill(pid, signal.SIGKILL)
 
@@ -181,8 +188,17 @@ def test_a_killed_trial_is_booked_as_failed_and_the_sweep_goes_on(sweep_file, le
     result = run_sweep(config)
     killer.join()
     rows = leaderboard(result.folder)
-    assert [rows[f"{k:03d}"]["state"] for k in range(3)] == ["failed", "finished", "finished"]
-    assert "died" in rows["000"]["reason"]
+    states = [rows[f"{k:03d}"]["state"] for k in range(2)]
+    assert "process died" in (folder / "trials/000/error.txt").read_text()
+    if retries:
+        assert states == ["finished", "finished"]
+        assert [line["epoch"] for line in records(file.parent)] == [*range(1, 31)]
+        note = read_outcome(file.parent).note
+        assert note.startswith("its process died")
+        assert note.endswith("try 2 of 2 went on from there")
+    else:
+        assert states == ["failed", "finished"]
+        assert "process died" in rows["000"]["reason"]
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -212,6 +228,7 @@ def test_more_failures_than_the_budget_allows_end_the_sweep(sweep_file):
     config = load_sweep(
         sweep_file(
             budget={"max_failed_trials": 1},
+            failure={"retries": 0},
             run_cap=9,
             resources={"max_concurrent": 1},
             tracking={"wandb": {"mode": "disabled"}},
@@ -252,8 +269,8 @@ def test_trials_of_two_workers_are_pruned_beside_another_ray(sweep_file, leaderb
                     method="grid",
                     parameters={"train.optimizer.lr": {"values": [1.0e-2, 1.0e-4]}},
                     run_cap=2,
-                    resources={"workers": 2},
-                    early_terminate={"type": "asha", "min_iter": 1, "eta": 2},
+                    resources={"workers": 2, "max_concurrent": 1},
+                    early_terminate={"type": "median", "min_iter": 1, "min_trials": 1},
                     tracking={"wandb": {"mode": "disabled"}},
                 )
             )
