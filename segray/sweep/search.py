@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -77,6 +79,9 @@ class Search:
             direction=config.metric.goal,
             load_if_exists=True,
         )
+        if self.study.metric_names is None:
+            with warnings.catch_warnings(category=ExperimentalWarning, action="ignore"):
+                self.study.set_metric_names([config.metric.name])  # optuna-dashboard's axes
         gpus = stage.workers * stage.gpus_per_worker
         self.ledger = Ledger(config.budget, longest(config), gpus, folder.seconds_at_work())
         self.refusal: str | None = None  # why the budget let no further trial start, if it did not
@@ -183,6 +188,8 @@ class Search:
             if record["epoch"] not in frozen.intermediate_values:  # a booking that was killed
                 trial.report(record["objective"], record["epoch"])
         trial.set_user_attr("state", "failed" if failed else state)  # Optuna has fewer
+        for name in ("reason", "best_epoch", "epochs", "seconds"):  # for optuna-dashboard
+            trial.set_user_attr(name, getattr(result.outcome, name))
         if failed:
             self.study.tell(trial, state=TrialState.FAIL)
         elif state == "pruned" or result.outcome.broken:

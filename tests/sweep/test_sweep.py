@@ -51,10 +51,13 @@ def test_every_trial_is_in_leaderboard_records_and_study(finished, leaderboard, 
         storage=JournalStorage(JournalFileBackend(str(result.folder / "study.journal"))),
     )
     assert [f"{trial.number:03d}" for trial in study.trials] == sorted(rows)
+    assert study.metric_names == ["val/miou"]  # what optuna-dashboard writes at its axes
     for trial in study.trials:
         row = rows[f"{trial.number:03d}"]
         curve = [line["objective"] for line in records(result.folder / "trials" / row["trial"])]
         assert list(trial.intermediate_values.values()) == curve
+        told = {name: trial.user_attrs[name] for name in ("state", "reason", "epochs")}
+        assert {name: str(value) for name, value in told.items()}.items() <= row.items()
         if row["state"] == "finished":
             assert trial.value == float(row["best_value"])
 

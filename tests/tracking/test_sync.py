@@ -184,6 +184,7 @@ def test_the_command(
     done = segray("sync", run)
     assert done.returncode == code
     assert says in done.stdout + done.stderr
+    assert not Path("wandb").exists()  # where the person is
     assert "Traceback" not in done.stderr
     assert KEY not in done.stdout + done.stderr
 
