@@ -560,6 +560,28 @@ def told(*values: float) -> list[dict]:
 
 
 @pytest.mark.parametrize(
+    ("lr", "state"), [(0.01, "finished"), (30.0, "collapsed"), (1e30, "diverged")]
+)
+def test_a_learning_rate_makes_a_collapse_or_a_divergence(tiny, tmp_path, lr, state) -> None:
+    """What was learned at 0.01 goes on at another learning rate."""
+    shared = {"train.schedule.name": "constant"}
+    learned = tiny.fit(tmp_path, {**shared, "train.epochs": 8})
+    outcome = tiny.fit(tmp_path, {**shared, "train.epochs": 12, "train.optimizer.lr": lr})
+    assert outcome.best_value >= learned.best_value
+    if state == "collapsed":
+        assert outcome.state == "finished"
+        assert outcome.reason.startswith("collapsed at epoch 9: ")
+        assert "lr 3.00e+01, train loss " in outcome.reason
+        assert "largest gradient norm " in outcome.reason
+    else:
+        assert outcome.state == state
+        assert "collapsed" not in outcome.reason
+    if state == "diverged":
+        assert outcome.epochs == 8
+        assert "lr 1.00e+30" in outcome.reason
+
+
+@pytest.mark.parametrize(
     ("values", "epoch"),
     [
         ((0.5, 0.6, 0.2, 0.1), 3),
