@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -116,13 +117,19 @@ def sweep(
 
         segray sweep sweeps/unet.yaml --extend 12
     """
-    from segray.config import read_sweep
+    from segray.config import RequestError, read_sweep
+    from segray.sweep.budget import shared
     from segray.sweep.dry_run import show_plan
     from segray.sweep.runner import run_sweeps
 
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
     files, overrides = _split(arguments)
+    if extend and (resume or smoke_test):
+        raise RequestError(
+            "--extend adds trials each time: give it alone, and --resume to go on with those that "
+            "it added"
+        )
     if max_concurrent is not None:
         overrides.append(f"resources.max_concurrent={max_concurrent}")
     read = []
@@ -130,8 +137,8 @@ def sweep(
         with _Advice(file):
             read.append(read_sweep(file, overrides, smoke=smoke_test))
     if dry_run:
-        for one in read:
-            show_plan(one)
+        for one, config in zip(read, shared([one.config for one in read]), strict=True):
+            show_plan(replace(one, config=config))
         return
     with _Advice(files[0]):
         run_sweeps(

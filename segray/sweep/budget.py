@@ -24,14 +24,11 @@ class Ledger:
         """`longest`: epochs of a trial at most; `gpus`: what it holds; `before_s`: seconds that
         earlier processes of this search were at work.
         """
-        if budget.gpu_hours is not None and not gpus:
-            raise RequestError(
-                "budget.gpu_hours: trials are given no GPU here, so none would be counted: use "
-                "budget.hours or budget.epochs"
-            )
         self.budget, self.longest, self.gpus = budget, longest, gpus
         self._opened = time.monotonic() - before_s
         self._ended: list[Outcome] = []
+        self._ended_s = 0.0  # that trials which ended were at work
+        self._waiting: dict[str, tuple[float, int]] = {}  # trial -> its seconds and epochs so far
         self._running: dict[str, tuple[float, int]] = {}  # trial -> when it began, its epochs
 
     @property
@@ -60,7 +57,8 @@ class Ledger:
         if self.exhausted:
             return self.exhausted
         budget, typical = self.budget, self._typical_s()
-        promised = sum(o.epochs for o in self._ended) + self.longest * len(self._running)
+        begun = len(self._running) + len(self._waiting)
+        promised = sum(outcome.epochs for outcome in self._ended) + self.longest * begun
         if budget.epochs is not None and promised + self.longest > budget.epochs:
             return (
                 f"budget.epochs={budget.epochs}: {promised} are spent, and another trial may take "
@@ -81,8 +79,13 @@ class Ledger:
                 )
         return None
 
-    def begin(self, trial_id: str, seconds: float = 0.0, epochs: int = 0) -> None:
-        """A trial starts, having spent so much in earlier processes."""
+    def wait(self, trial_id: str, seconds: float, epochs: int) -> None:
+        """A trial that spent so much in earlier processes is to go on."""
+        self._waiting[trial_id] = (seconds, epochs)
+
+    def begin(self, trial_id: str) -> None:
+        """A trial starts, or goes on."""
+        seconds, epochs = self._waiting.pop(trial_id, (0.0, 0))
         self._running[trial_id] = (time.monotonic() - seconds, epochs)
 
     def epoch(self, trial_id: str, epochs: int) -> None:
@@ -91,13 +94,16 @@ class Ledger:
         self._running[trial_id] = (began, epochs)
 
     def end(self, trial_id: str, outcome: Outcome) -> None:
-        """A trial has ended."""
-        self._running.pop(trial_id, None)
+        """A trial has ended; what it was at work beside its epochs counts as well."""
+        waited, _ = self._waiting.pop(trial_id, (0.0, 0))
+        began, _ = self._running.pop(trial_id, (time.monotonic() - waited, 0))
+        self._ended_s += max(outcome.seconds, time.monotonic() - began)
         self._ended.append(outcome)
 
     def used(self) -> str:
         """How much of each limit is spent, for a line on the screen; empty without limits."""
-        epochs = sum(o.epochs for o in self._ended) + sum(e for _, e in self._running.values())
+        begun = [*self._running.values(), *self._waiting.values()]
+        epochs = sum(o.epochs for o in self._ended) + sum(epochs for _, epochs in begun)
         spent = {
             "hours": f"{self.seconds / 3600:.2f}",
             "gpu_hours": f"{self._gpu_hours():.2f}",
@@ -112,15 +118,25 @@ class Ledger:
     def _gpu_hours(self, at_least: float = 0.0) -> float:
         """Of all trials, each running one counted with at least so many seconds."""
         now = time.monotonic()
-        ended = sum(outcome.seconds for outcome in self._ended)
-        running = sum(max(at_least, now - began) for began, _ in self._running.values())
-        return (ended + running) * self.gpus / 3600
+        begun = [now - began for began, _ in self._running.values()]
+        begun += [seconds for seconds, _ in self._waiting.values()]
+        seconds = self._ended_s + sum(max(at_least, one) for one in begun)
+        return seconds * self.gpus / 3600
 
 
 def used(budget: Budget, spent: dict[str, str]) -> str:
     """`spent` of the limits that a budget has: "epochs 37/100, hours 0.20/12"."""
     limits = budget.model_dump(include=set(LIMITS), exclude_none=True)
     return ", ".join(f"{name} {spent[name]}/{limits[name]:g}" for name in LIMITS if name in limits)
+
+
+def check_gpus(budget: Budget, gpus: float) -> None:
+    """Raises RequestError for a budget of GPU-hours where trials are given no GPU."""
+    if budget.gpu_hours is not None and not gpus:
+        raise RequestError(
+            "budget.gpu_hours: trials are given no GPU here, so none would be counted: use "
+            "budget.hours or budget.epochs"
+        )
 
 
 def longest(config: SweepConfig) -> int:

@@ -97,7 +97,8 @@ def run_trials(
         with desk.watch_for_interrupts():
             tuner.fit()
     except _Stopped as stopped:
-        raise stopped.error from None
+        if stopped.error is not None:
+            raise stopped.error from None
     finally:
         if dead_process() is None:
             ray.kill(handle)
@@ -107,8 +108,8 @@ def run_trials(
 class _Stopped(BaseException):
     """The sweep cannot go on. No Exception: Tune would take it for the failure of a trial."""
 
-    def __init__(self, error: WorkError) -> None:
-        self.error = error
+    def __init__(self, error: WorkError | None) -> None:
+        self.error = error  # None: the queue knows why
 
 
 @contextlib.contextmanager
@@ -213,11 +214,14 @@ class _Desk:
         if fault.kind == "died":
             time.sleep(SETTLE_S)  # all of Ray may be dying, and no trial have failed
         self.look_round()
+        outcome = read_outcome(spec.folder)
+        if outcome is not None and outcome.state != "failed":
+            self._book(spec, outcome)  # it was over, and only its tracker was still at work
+            return
         if fault.kind == "disk_full":
             raise _Stopped(_paused(f"the disk of {spec.run_folder} is full ({fault.reason})"))
         with _or_stop():
             put_down(spec.folder, fault.reason, account)
-            self._failures[spec.id] += 1
             again = self._second_try(spec, fault)
             if again is None:
                 outcome = failed_outcome(spec.folder, fault.reason)
@@ -231,6 +235,7 @@ class _Desk:
     def _second_try(self, spec: TrialSpec, fault: Fault) -> TrialSpec | None:
         """The trial as it is tried again, or None where it has failed for good."""
         if fault.kind != "out_of_memory":
+            self._failures[spec.id] += 1
             if self._failures[spec.id] > self._failure.retries:
                 return None
             tried = f"try {self._failures[spec.id] + 1} of {self._failure.retries + 1}"
@@ -248,6 +253,8 @@ class _Desk:
         with _or_stop():
             self._queue.end(result)
         self._screen.end(result)
+        if self._queue.hopeless:
+            raise _Stopped(None)  # the others stand at their last epoch, for --resume
         if outcome.state in FINISHED:
             self._board.finish.remote(spec.id)
         self._close_if_asked()

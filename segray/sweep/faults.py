@@ -34,15 +34,20 @@ def understand(account: str, config: TrialConfig, oom_kills: int = 0) -> Fault:
     """What an account of a failure, a traceback or Ray's words, comes to.
 
     `oom_kills`: how many processes the system killed for want of memory while the trial ran. It
-    kills without a word, so a death beside one is taken for that.
+    kills without a word and counts for the whole machine, so a death beside one is suspected only.
     """
     if disk := _DISK.search(account):
         return Fault("disk_full", disk[0])
     died = _DIED.search(account) is not None
-    memory = _MEMORY.search(_without_rays_advice(account))
-    if memory or (died and oom_kills):
-        said = _line(account, _MEMORY) if memory else "the system killed its process"
+    if _MEMORY.search(_without_rays_advice(account)):
+        said = _line(account, _MEMORY)
         return Fault("out_of_memory", f"out of memory ({_size(config)}): {said}")
+    if died and oom_kills:
+        return Fault(
+            "died",
+            f"its process died, perhaps out of memory ({_size(config)}): the system killed "
+            "processes for want of it meanwhile",
+        )
     if died:
         return Fault("died", "its process died, as after kill -9 or a crash in a library")
     lines = [line.strip() for line in account.splitlines() if line.strip()]

@@ -27,6 +27,7 @@ from segray.config import (
 )
 from segray.config.schema import Resources, Tracking
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
+from segray.sweep.budget import check_gpus
 from segray.sweep.cluster import Plan, plan, plan_final
 from segray.sweep.estimate import cache_bytes, checkpoint_bytes
 from segray.sweep.progress import Screen, count, size
@@ -69,7 +70,7 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConf
         with torch.device("meta"):  # shapes without numbers
             largest = build_trial_model(first_trial(config, **largest_corner(config)))
         parameters.append(sum(p.numel() for p in largest.parameters()))
-    _check_disk(config, images, max(parameters))
+    _check_disk(config, images, max(parameters), new)
     screen.say(
         f"images {images[0]} train, {images[1]} val, {images[2]} test at "
         f"{config.data.size[0]}x{config.data.size[1]}, {len(config.data.class_names)} classes"
@@ -118,6 +119,7 @@ def place(
     """
     trials = trial_count(config)
     search = plan(config.resources, cluster, trials)
+    check_gpus(config.budget, search.gpus_per_worker)
     cost = _measure(config, search, screen)
     search = _by_memory(config.resources, cluster, trials, search, cost, screen)
     if config.final is None:
@@ -235,15 +237,14 @@ def _check_writable(storage: Path) -> None:
         )
 
 
-def _check_disk(config: SweepConfig, images: Sequence[int], parameters: int) -> None:
+def _check_disk(config: SweepConfig, images: Sequence[int], parameters: int, new: bool) -> None:
     """Raises RequestError where cache or checkpoints will not fit; both may share a disk."""
     at_once = config.resources.max_concurrent
-    needs = {
-        "checkpoints": (
-            Path(config.storage),
-            checkpoint_bytes(config, parameters, cores() if at_once == "auto" else at_once),
-        )
-    }
+    need = checkpoint_bytes(config, parameters, cores() if at_once == "auto" else at_once)
+    if not new:  # most stand already
+        there = (Path(config.storage) / config.name).glob("*/*/checkpoint/*.safetensors")
+        need = max(0, need - sum(file.stat().st_size for file in there))
+    needs = {"checkpoints": (Path(config.storage), need)}
     if not is_cached(config.data):
         needs["the image cache"] = (cache_root(), cache_bytes(config, sum(images)))
     disks: dict[int, list[tuple[str, Path, int]]] = {}

@@ -152,7 +152,8 @@ class Screen:
         self.ended.append(result)
         outcome = result.outcome
         told, _, _ = outcome.note.partition(" (")  # without the cause, which may be worded anew
-        if told and told not in self._noted:  # a server is down for every trial
+        # A server is down for every trial; of a second try the table has told.
+        if "W&B" in told and told not in self._noted:
             self._noted.add(told)
             self.say(f"{result.id}: {outcome.note}")
         if self._live is not None:
@@ -268,7 +269,7 @@ class Screen:
 def _story(outcome: Outcome) -> str:
     """What a person should know of a trial beside its row; nothing of one that just ended."""
     odd = outcome.state in ("failed", "diverged") or "collapsed" in outcome.reason
-    note = "" if outcome.note.startswith("W&B") else outcome.note  # of all trials alike, told once
+    note = "" if "W&B" in outcome.note else outcome.note  # of all trials alike, told once
     told = "; ".join(filter(None, [outcome.reason if odd else "", note]))
     return f"{outcome.state}: {told}" if told else ""
 

@@ -45,12 +45,13 @@ PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy"
 Kind = Literal["sweep", "train"]  # the command that made a run folder
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
-SECONDS = ".seconds"  # of a search that has budget.hours
+SECONDS = ".seconds"  # how long the search has been at work
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
     "budget.",
     "failure.retries",
     "failure.on_out_of_memory",
+    "keep_trials",
     "name",  # of a folder that was renamed
     "resources.max_concurrent",
     "storage",
@@ -166,9 +167,8 @@ class RunFolder:
         """Whether trials were added to the sweep since it began."""
         return "\n# extended: " in (self.path / "sweep.yaml").read_text(encoding="utf-8")
 
-    def extend(self, trials: int) -> int:
-        """Add trials to the sweep, which must be held; returns how many it has then."""
-        file = self.path / "sweep.yaml"
+    def extended_by(self, trials: int) -> int:
+        """How many trials the sweep has with so many more; RequestError where there are no more."""
         recorded = self.config()
         total = trial_count(recorded) + trials
         if recorded.method == "grid":
@@ -178,12 +178,23 @@ class RunFolder:
                     f"{self.path} has run every combination of its grid, {total} trials: there is "
                     "nothing to add; give it more values under another name="
                 )
+        return total
+
+    def adopt(self, config: SweepConfig) -> None:
+        """Record what `config`, with which the run is taken up, has changed; it must be held."""
+        recorded = self.config()
+        home = {"name": recorded.name, "storage": recorded.storage}  # of a folder that was moved
+        config = config.model_copy(update=home)
+        if config == recorded:
+            return
+        file = self.path / "sweep.yaml"
         lines = file.read_text(encoding="utf-8").splitlines()
         header = [line for line in lines if line.startswith("#")]
-        header.append(f"# extended: {_now()}, to {total} trials")
-        plain = recorded.model_copy(update={"run_cap": total}).model_dump(mode="json")
-        write_text(file, "\n".join(header) + "\n" + dump(plain))
-        return total
+        header = [_digest(config) if line.startswith(_DIGEST) else line for line in header]
+        if trial_count(config) != trial_count(recorded):
+            header.append(f"# extended: {_now()}, to {trial_count(config)} trials")
+        text = "\n".join(header) + "\n" + dump(config.model_dump(mode="json"))
+        write_text(file, text)
 
     @classmethod
     def remove_smoke_test(cls, config: SweepConfig) -> None:
@@ -336,8 +347,6 @@ class RunFolder:
         write_text(self.path / "leaderboard.csv", text.getvalue())
 
     def _sweep_yaml(self, config: SweepConfig, command: Sequence[str]) -> str:
-        plain = config.model_dump(mode="json")
-        digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
         versions = {name: version(name) for name in PACKAGES} | {
             "python": platform.python_version()
         }
@@ -345,12 +354,20 @@ class RunFolder:
             "# The resolved config of this run; `segray sweep` runs it again under another name=.",
             f"# id: {self.sweep_id}",
             f"# kind: {self.kind}",
-            f"# config sha256: {digest}",
+            _digest(config),
             f"# started: {_now()}",
             *([f"# command: {' '.join(map(_quoted, command))}"] if command else []),
             f"# versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         ]
-        return "\n".join(header) + "\n" + dump(plain)
+        return "\n".join(header) + "\n" + dump(config.model_dump(mode="json"))
+
+
+_DIGEST = "# config sha256: "
+
+
+def _digest(config: SweepConfig) -> str:
+    plain = json.dumps(config.model_dump(mode="json"))
+    return _DIGEST + hashlib.sha256(plain.encode()).hexdigest()
 
 
 def _now() -> str:
@@ -399,6 +416,8 @@ def write_config(spec: TrialSpec) -> None:
         "assignment": dict(spec.assignment),
         "tracking": {"wandb": dict(spec.wandb)},
     }
+    if spec.note:
+        plain["second_try"] = {"note": spec.note, "halved": spec.halved}
     write_text(spec.folder / "config.yaml", dump(plain))
 
 
@@ -411,6 +430,7 @@ def read_config(folder: Path) -> TrialConfig | None:
         plain, _ = read_yaml(path)
         del plain["assignment"]
         plain.pop("tracking", None)  # earlier versions did not write it
+        plain.pop("second_try", None)
         return TrialConfig.model_validate(plain)
 
 
@@ -421,6 +441,15 @@ def read_assignment(folder: Path) -> dict[str, Any]:
         return {}
     with reading(path):
         return dict(read_yaml(path)[0]["assignment"])
+
+
+def read_second_try(folder: Path) -> dict[str, Any]:
+    """Of a trial that had failed and went on: why, and whether with fewer images a pass."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    with reading(path):
+        return dict(read_yaml(path)[0].get("second_try", {}))
 
 
 def read_tracking(folder: Path) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.budget import shared
 from segray.sweep.cluster import Plan, RayLost, dead_process, plan, ray_cluster, this_machine
+from segray.sweep.faults import put_down, understand
 from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import (
@@ -87,7 +88,10 @@ def run_sweeps(
         raise RequestError(f"{twice[0]} is the run folder of two of these files: change a name")
     if len(configs) > 1:
         configs = shared(configs)
-    for config in configs if not (resume or extend) else ():
+    for config in configs:
+        if resume or extend:
+            _begun(config, extend)
+            continue
         if replace:
             RunFolder.remove_smoke_test(config)
         RunFolder.check_free(config)
@@ -125,18 +129,12 @@ def run_sweep(
     where no trial could be scored, or where the sweep had to stop with trials left.
     """
     screen = screen or _screen(config)
-    begun = RunFolder.resume(config) if resume or extend else None
-    if extend and begun is None:
-        raise RequestError(
-            f"--extend: there is no sweep in {Path(config.storage) / config.name} to add trials "
-            f"to; run it first, or give it run_cap={trial_count(config) + extend}"
-        )
+    begun = _begun(config, extend) if resume or extend else None
     with contextlib.ExitStack() as stack:
         if begun is not None:
             stack.enter_context(_hold(begun, screen))
-            if extend:
-                screen.say(f"extended to {count(begun.extend(extend), 'trial')}")
-            config = config.model_copy(update={"run_cap": begun.config().run_cap})
+            run_cap = begun.extended_by(extend) if extend else begun.config().run_cap
+            config = config.model_copy(update={"run_cap": run_cap})
         active = check_inputs(config, screen, new=begun is None)
         screen.say("starting Ray, and trying the largest trial's step on a worker")
         cluster = stack.enter_context(ray_cluster())
@@ -146,6 +144,10 @@ def run_sweep(
         stack.enter_context(_interruptible(folder))
         if begun is None:
             stack.enter_context(_hold(folder, screen))
+        else:
+            begun.adopt(config)
+        if extend:
+            screen.say(f"extended to {count(trial_count(config), 'trial')}")
         screen.say(
             f"{count(trial_count(config), 'trial')} of up to "
             f"{count(config.train.epochs, 'epoch')} by {config.method}, "
@@ -206,6 +208,19 @@ def run_training(
     return result
 
 
+def _begun(config: SweepConfig, extend: int) -> RunFolder | None:
+    """The run to take up, or None where it had not begun, which `extend` does not allow."""
+    begun = RunFolder.resume(config)
+    if extend and begun is None:
+        raise RequestError(
+            f"--extend: there is no sweep in {Path(config.storage) / config.name} to add trials "
+            f"to; run it first, or give it run_cap={trial_count(config) + extend}"
+        )
+    if extend and begun is not None:
+        begun.extended_by(extend)
+    return begun
+
+
 def _hold(folder: RunFolder, screen: Screen) -> contextlib.AbstractContextManager[None]:
     return folder.hold(lambda: screen.say("waiting for the last processes of the earlier run"))
 
@@ -254,10 +269,15 @@ def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
         except SegrayError:
             raise
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            if not isinstance(error, OSError):  # a disk that is full says nothing of the trial
-                write_outcome(spec.folder, failed_outcome(spec.folder, said.splitlines()[0]))
-            raise WorkError(f"{said}\nThe whole story is in {spec.folder / 'log.txt'}") from error
+            account = "".join(traceback.format_exception(error))
+            fault = understand(account, spec.config)
+            if fault.kind != "disk_full":  # which says nothing of the training
+                put_down(spec.folder, fault.reason, account)
+                write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
+            raise WorkError(
+                f"{fault.reason}\nThe whole story is in {spec.folder / 'log.txt'}. Once the cause "
+                "is gone, the same command with --resume goes on"
+            ) from error
         result = TrialResult(spec.id, spec.folder, {}, outcome)
         screen.end(result)
         queue.end(result)
@@ -288,7 +308,9 @@ def _search(
     decided = any(folder.path.glob("final/*/config.yaml")) and not folder.extended
     if decided and search.missing:
         screen.say("the final stage had begun, so the search stays as it was")
-    elif search.missing and not search.closed:
+    elif search.closed:
+        search.end_unfinished()
+    elif search.missing:
         with screen.trials(trial_count(config), search.results, search.ledger.used):
             run_trials(
                 search,
@@ -310,8 +332,9 @@ def _search(
             f"Each one's story is in {folder.path}/trials/<id>/error.txt. Once the cause is gone, "
             f"a larger budget.max_failed_trials with --resume goes on"
         )
-    if search.missing and search.refusal:
-        screen.say(f"no further trial after {len(results)} of {search.total}: {search.refusal}")
+    why = search.refusal or search.ledger.exhausted
+    if search.missing and why and not decided:
+        screen.say(f"no further trial after {len(results)} of {search.total}: {why}")
     return results
 
 
@@ -436,5 +459,5 @@ def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> N
     reasons = sorted({trial.outcome.reason for trial in ranked_trials})
     raise WorkError(
         f"no trial has a result: {'; '.join(reasons) or 'none was started'}\n"
-        f"Each one's log is in {folder.path}/trials/<id>/log.txt"
+        f"Each one's story is in {folder.path}/trials/<id>/error.txt and log.txt"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,12 +33,16 @@ from segray.sweep.records import (
     RunFolder,
     TrialResult,
     TrialSpec,
+    failed_outcome,
     ranked,
     read_config,
     read_outcome,
+    read_second_try,
+    write_outcome,
 )
 from segray.train import read_records
 
+NOTE_S = 60.0  # between two notes of how long the search has been at work
 DRAWS = 1000  # of values for one trial, until `require` allows them
 
 
@@ -46,7 +51,11 @@ class Queue(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether running trials should end now."""
+        """Whether running trials should end after their epoch."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether to stop at once, and leave running trials where they stand."""
 
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: there is none, unless one that is running makes room."""
@@ -84,6 +93,7 @@ class Search:
                 self.study.set_metric_names([config.metric.name])  # optuna-dashboard's axes
         gpus = stage.workers * stage.gpus_per_worker
         self.ledger = Ledger(config.budget, longest(config), gpus, folder.seconds_at_work())
+        self._noted_s = self.ledger.seconds
         self.refusal: str | None = None  # why the budget let no further trial start, if it did not
         # What the first trials take as it stands.
         self.fixed = list(grid(config)) if config.method == "grid" else list(config.start_points)
@@ -102,7 +112,11 @@ class Search:
 
     @property
     def closed(self) -> bool:
-        return self.too_many_failed or self.ledger.exhausted is not None
+        return self.ledger.exhausted is not None
+
+    @property
+    def hopeless(self) -> bool:
+        return self.too_many_failed
 
     @property
     def missing(self) -> int:
@@ -111,7 +125,9 @@ class Search:
 
     def next(self) -> TrialSpec | None:
         if self.unfinished and not self.closed:
-            return self.unfinished.pop(0)
+            spec = self.unfinished.pop(0)
+            self.ledger.begin(spec.id)
+            return spec
         if self.too_many_failed or (len(self.asked) == self.total and not self.unfinished):
             return None
         self.refusal = self.ledger.refusal()
@@ -127,6 +143,18 @@ class Search:
 
     def epoch(self, trial_id: str, epoch: int) -> None:
         self.ledger.epoch(trial_id, epoch)
+        if self.ledger.seconds > self._noted_s + NOTE_S:
+            self._note_seconds()
+
+    def end_unfinished(self) -> None:
+        """Book trials that began before, and that the budget lets not go on, as they stand."""
+        for spec in self.unfinished:
+            outcome = failed_outcome(spec.folder, "the sweep's budget was used up")
+            if outcome.epochs:
+                outcome = replace(outcome, state="budget")
+                write_outcome(spec.folder, outcome)
+                self._book(TrialResult(spec.id, spec.folder, spec.assignment, outcome))
+        self._write()
 
     def end(self, result: TrialResult) -> None:
         self._book(result)
@@ -146,7 +174,7 @@ class Search:
         if outcome is None:
             records = read_records(folder / "metrics.jsonl")
             seconds = sum(record["time/epoch_s"] for record in records)
-            self.ledger.begin(trial_id, seconds, len(records))
+            self.ledger.wait(trial_id, seconds, len(records))
             self.unfinished.append(self._spec(trial_id, assignment))
         else:
             self._book(TrialResult(trial_id, folder, assignment, outcome))
@@ -199,14 +227,17 @@ class Search:
         else:
             self.study.tell(trial, objective)
 
+    def _note_seconds(self) -> None:
+        self._noted_s = self.ledger.seconds
+        self.folder.write_seconds_at_work(self._noted_s)
+
     def _write(self) -> None:
         """The leaderboard; and drop the checkpoints that nothing will ask for: all but the best
         trials' best.
         """
         results = ranked(self.results, self.config.metric.goal)
         self.folder.write_leaderboard(results, self.config.metric.goal)
-        if self.config.budget.hours is not None:
-            self.folder.write_seconds_at_work(self.ledger.seconds)
+        self._note_seconds()
         kept = results[: self.config.keep_trials]
         best = {r.id for r in kept if r.outcome.state != "failed"}
         for trial_id in self._with_weights - best:
@@ -237,6 +268,10 @@ class FixedList:
 
     @property
     def closed(self) -> bool:
+        return False
+
+    @property
+    def hopeless(self) -> bool:
         return False
 
     def next(self) -> TrialSpec | None:
@@ -305,5 +340,6 @@ def make_spec(
         wandb=config.tracking.wandb.model_dump(),
         cpus=stage.threads,
         scores_test=scores_test,
+        **read_second_try(path),
         keeps_diverged=config.failure.on_divergence == "keep",
     )

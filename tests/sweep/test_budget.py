@@ -5,7 +5,7 @@ import pytest
 
 from segray.config import RequestError
 from segray.config.schema import Budget, SweepConfig
-from segray.sweep.budget import Ledger, shared
+from segray.sweep.budget import Ledger, check_gpus, shared
 from segray.sweep.records import failed_outcome
 
 
@@ -65,7 +65,9 @@ def test_gpu_hours_count_the_gpus_of_a_trial_and_those_that_run(tmp_path):
 
 def test_gpu_hours_without_gpus_are_a_mistake():
     with pytest.raises(RequestError, match=r"budget.gpu_hours: trials are given no GPU here"):
-        Ledger(Budget(gpu_hours=1), longest=9, gpus=0)
+        check_gpus(Budget(gpu_hours=1), gpus=0)
+    check_gpus(Budget(gpu_hours=1), gpus=0.5)
+    check_gpus(Budget(hours=1), gpus=0)
 
 
 def sweep(name, **budget):
