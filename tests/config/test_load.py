@@ -249,7 +249,7 @@ def test_missing_keys_point_at_their_section(file: Path) -> None:
         ),
         (
             "early_terminate: {type: hyperband, max_iter: 27}",
-            "early_terminate.max_iter: no such key; did you mean train.epochs?",
+            "early_terminate.max_iter: no such key; did you mean budget.epochs or train.epochs?",
         ),
         (
             "early_terminate: {type: hyperband, s: 2}",
@@ -708,7 +708,7 @@ def test_a_parameter_that_the_file_lacks_is_made_by_overrides(file: Path) -> Non
         ("train.epochs=", "train.epochs: expected a whole number (got null)"),
         ("train.epochs=0", "train.epochs: expected at least 1 (got 0)"),
         ("train.epohcs=3", "train.epohcs: no such key; did you mean epochs?"),
-        ("epochs=3", "epochs: no such key; did you mean train.epochs?"),
+        ("epochs=3", "epochs: no such key; did you mean budget.epochs or train.epochs?"),
         (
             "model.width.x=3",
             "model.width.x: model.width holds no keys, so x cannot be set in it (go",

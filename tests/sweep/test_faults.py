@@ -70,7 +70,7 @@ def test_a_death_is_no_lack_of_memory_but_suspected_where_the_system_killed():
 
 
 def test_a_full_disk_is_told_before_all_else():
-    account = account_of("open('/dev/full', 'w').write('x' * 10**6)")
+    account = account_of("import errno, os; raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))")
     assert understand(account + DEATH, trial()).kind == "disk_full"
 
 
