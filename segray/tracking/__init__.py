@@ -100,8 +100,9 @@ def start_tracker(
     `auto` obeys WANDB_MODE, and otherwise is online where W&B knows a key (WANDB_API_KEY, or its
     netrc entry) and offline where not. Files go to `folder`/wandb. A `run_id` seen before goes on.
     `classes` are the K class names. Whatever goes wrong stands in the tracker's `warning`, and is
-    said once by the logger "segray": online falls back to offline, offline to none. Nothing is
-    raised.
+    said once by the logger "segray": online falls back to offline, offline to none. A server that
+    failed a run, or was slow, is left alone by this process for ten minutes: runs that start
+    meanwhile are offline. Nothing is raised.
     """
     # Decided before the import below: switched off must not cost it.
     disabled_by_environment = os.environ.get("WANDB_MODE", "").lower() == "disabled"

@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 import yaml
 
-from segray.sweep.records import RunFolder, read_outcome, write_config
+from segray.sweep.records import (
+    RunFolder,
+    failed_outcome,
+    read_outcome,
+    write_config,
+    write_outcome,
+)
 from segray.sweep.trial import run_trial
 from segray.sweep.view import _specs
 
@@ -160,8 +167,6 @@ def test_what_was_not_tracked_goes_to_a_server_only_when_asked(copy, segray, acc
 
 
 def spec_with(spec, **wandb):
-    from dataclasses import replace
-
     return replace(spec, wandb={**spec.wandb, **wandb})
 
 
@@ -217,6 +222,8 @@ def test_a_trial_that_failed_is_told_in_the_same_words(copy, segray, account, mo
 
     with pytest.raises(RuntimeError):
         run_trial(spec, torch.device("cpu"), tell)
+    # As the sweep says once it does not try again.
+    write_outcome(spec.folder, failed_outcome(spec.folder, "RuntimeError: no memory left"))
     segray("sync", copy)
     before = told(account)
     shutil.rmtree(copy / "wandb")
