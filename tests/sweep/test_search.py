@@ -1,5 +1,6 @@
 """The search on its own: real studies in a run folder, and outcomes that no training made."""
 
+import itertools
 import json
 import math
 
@@ -17,6 +18,7 @@ from segray.train import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 EPOCHS, TRIALS = 6, 18
+clock = itertools.count()
 LR, FLIP, BLUR = "train.optimizer.lr", "train.augment.flip", "train.augment.blur"
 PATIENCE, NAME = "train.schedule.patience", "train.schedule.name"
 PARAMETERS = {
@@ -38,7 +40,7 @@ class Sweep:
     def take_up(self):
         """As a new process does."""
         self.search = Search(self.config, self.folder, Plan(1, 1, 0, 1))
-        self.board = Board(space.pruner(self.config), "maximize", None, self.search.past())
+        self.board = Board(space.pruner(self.config), "maximize", None, self.folder.path / "trials")
 
     def draw_and_die(self, number):
         """What the search does for its next trial, until the trial has its values."""
@@ -67,7 +69,10 @@ class Sweep:
             if self.board.report(spec.id, epoch, value):
                 state, curve = "pruned", curve[:epoch]
                 break
-        records = [{"epoch": e, "objective": value} for e, value in enumerate(curve, start=1)]
+        records = [
+            {"epoch": e, "objective": value, "time/ended": next(clock), "time/epoch_s": 1.0}
+            for e, value in enumerate(curve, start=1)
+        ]
         spec.folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (spec.folder / "metrics.jsonl").write_text(lines)
@@ -171,3 +176,29 @@ def test_trials_side_by_side_differ_and_so_does_what_comes_after_a_kill(begin, m
     again = [sweep.search.next() for _ in range(5)]
     assert [spec.assignment for spec in again[:3]] == [spec.assignment for spec in side_by_side]
     assert len({str(spec.assignment) for spec in again}) == 5
+
+
+def test_what_began_and_may_not_go_on_is_booked_as_it_stands(begin):
+    """The hours were used up while the sweep was down."""
+    sweep = begin("late", "random")
+    sweep.book(sweep.end(sweep.search.next()))
+    halfway, drawn = sweep.search.next(), sweep.search.next()
+    halfway.folder.mkdir(parents=True)
+    line = {"epoch": 1, "objective": 0.9, "best": 0.9, "best_epoch": 1, "value": 0.9}
+    line |= {"time/ended": 0.0, "time/epoch_s": 5.0}
+    (halfway.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    sweep.folder.write_seconds_at_work(3601)
+    budget = sweep.config.budget.model_copy(update={"hours": 1.0})
+    late = Search(
+        sweep.config.model_copy(update={"budget": budget}), sweep.folder, Plan(1, 1, 0, 1)
+    )
+    assert late.closed
+    assert late.next() is None
+    assert late.refusal == "budget.hours=1 is used up"
+    late.end_unfinished()
+    assert {result.id: result.outcome.state for result in late.results} == {
+        "000": late.results[0].outcome.state,
+        halfway.id: "budget",
+    }
+    assert late.results[-1].outcome.best_value == 0.9
+    assert not drawn.folder.exists()  # it had not begun, and may yet

@@ -204,6 +204,25 @@ def test_a_killed_trial_goes_on_or_is_booked_as_failed(retries, sweep_file, lead
         assert "process died" in rows["000"]["reason"]
 
 
+def test_a_trial_that_is_killed_while_only_its_tracker_is_at_work_has_finished(sweep_file):
+    config = load_sweep(sweep_file(run_cap=1))
+    trial = Path(config.storage) / config.name / "trials/000"
+
+    def kill_at_its_end():
+        while not (trial / "outcome.json").exists():
+            time.sleep(0.005)
+        for pid in ray_trials():
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_at_its_end)
+    killer.start()
+    result = run_sweep(config)
+    killer.join()
+    assert result.best.outcome.state == "finished"
+    assert result.best.outcome.epochs == 3
+    assert not (trial / "error.txt").exists()
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_in_seconds_and_it_says_where_things_are(sweep_file, tmp_path, stop):
     file = sweep_file(tracking={"wandb": {"mode": "disabled"}})
