@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from segray.config import RequestError, WorkError
+from segray.config import RequestError, SegrayError, WorkError
 from segray.config.schema import Final, Resources
 from segray.data import cache_root, cores
 
@@ -123,8 +123,14 @@ def ray_cluster() -> Iterator[dict[str, float]]:
             logging_level=logging.CRITICAL,
             runtime_env={"env_vars": variables},
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:
         if not address:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise WorkError(
+                f"Ray did not start on this machine: {said}. Nothing is lost; the same command, "
+                "with --resume where a sweep had begun, starts it anew"
+            ) from error
+        if not isinstance(error, ConnectionError | ValueError | RuntimeError):
             raise
         raise RequestError(
             f"no Ray cluster at RAY_ADDRESS={address} lets us in: {error}. If it asks for a token, "
@@ -140,6 +146,10 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     threading.Thread(target=_watch, args=(ended,), daemon=True, name="segray-ray").start()
     try:
         yield _resources(ray.nodes())
+    except Exception as error:  # whatever Ray's calls make of its end
+        if not isinstance(error, SegrayError) and (dead := dead_process()):
+            raise RayLost(dead) from error
+        raise
     finally:
         if dead_process():  # to leave it in order would take minutes, and end this process at once
             ray._private.worker._global_node.kill_all_processes(check_alive=False)

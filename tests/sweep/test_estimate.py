@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -74,7 +75,7 @@ def test_epochs_expected_under_a_rule_are_those_of_its_pruner(sweep_file, rule):
     chance = random.Random(0)
     total = 0
     for _ in range(100):
-        board = Board(space.pruner(config), "maximize", None, {})
+        board = Board(space.pruner(config), "maximize", None, Path("no/such/folder"))
         for trial in chance.sample(range(50), 10):  # Hyperband's bracket hangs on the number
             quality = chance.random()
             ends = (epoch for epoch in range(1, 10) if board.report(str(trial), epoch, quality))
