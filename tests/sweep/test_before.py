@@ -120,7 +120,7 @@ def test_a_disk_without_room_is_refused_with_the_arithmetic(
     monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "cache"))  # nothing is cached there
     config = load_sweep(sweep_file())
     with pytest.raises(RequestError, match=f"this sweep needs .*{what}.* are free there"):
-        preflight._check_disk(config, (images, 0, 0), parameters)
+        preflight._check_disk(config, (images, 0, 0), parameters, True)
 
 
 def test_a_dry_run_shows_every_value_with_its_source_and_starts_nothing(
