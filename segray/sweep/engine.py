@@ -198,7 +198,8 @@ class _Desk:
 
     def epoch(self, spec: TrialSpec, result: Mapping[str, Any]) -> None:
         self._screen.epoch(spec.id, result["epoch"], result["value"], result["best"])
-        self._queue.epoch(spec.id, result["epoch"])
+        with _or_stop():
+            self._queue.epoch(spec.id, result["epoch"])
         self._close_if_asked()
 
     def ended(self, spec: TrialSpec) -> None:

@@ -124,11 +124,13 @@ class Search:
         return self.total - len(self.results)
 
     def next(self) -> TrialSpec | None:
+        if self.too_many_failed:
+            return None
         if self.unfinished and not self.closed:
             spec = self.unfinished.pop(0)
             self.ledger.begin(spec.id)
             return spec
-        if self.too_many_failed or (len(self.asked) == self.total and not self.unfinished):
+        if len(self.asked) == self.total and not self.unfinished:
             return None
         self.refusal = self.ledger.refusal()
         if self.refusal:
