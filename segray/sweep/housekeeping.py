@@ -47,7 +47,7 @@ def show_status(path: Path) -> None:
         screen.leaderboard(finals_ended, "Final", finals_begun)
     if running:
         screen.line("\nA sweep is at work in this folder.")
-    elif len(finals_ended) < wanted or (missing > 0 and not wanted):
+    elif not folder.done and (len(finals_ended) < wanted or (missing > 0 and not wanted)):
         screen.line(
             "\nNo sweep is at work in this folder, and not all is done. To go on:\n"
             f"  {folder.resume_command()}"
@@ -114,11 +114,8 @@ def _spare(folder: RunFolder) -> Iterator[Path]:
     ended, _ = _trials(folder.path / "trials")
     finals, _ = _trials(folder.path / "final")
     wanted = len(config.final.seeds) if config.final else 0
-    if (
-        len(ended) >= trial_count(config)
-        and len(finals) >= wanted
-        and (folder.path / "best").is_dir()
-    ):
+    all_ended = len(ended) >= trial_count(config) and len(finals) >= wanted
+    if (folder.done or all_ended) and (folder.path / "best").is_dir():
         yield from sorted(folder.path.glob("trials/*/checkpoint"))
     yield from uploaded(folder.path)
     scratch = folder.path / ".ray"

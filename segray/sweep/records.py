@@ -45,6 +45,7 @@ PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy"
 Kind = Literal["sweep", "train"]  # the command that made a run folder
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
+DONE = ".done"  # how many trials a sweep had when it came to its end
 SECONDS = ".seconds"  # how long the search has been at work
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
@@ -326,6 +327,16 @@ class RunFolder:
         aside = self.path / f"final-before-{self.past_finals + 1}"
         (self.path / "final").rename(aside)
         return aside
+
+    def mark_done(self) -> None:
+        """The sweep has come to its end, whether its trials or its budget ended it."""
+        write_text(self.path / DONE, f"{trial_count(self.config())}\n")
+
+    @property
+    def done(self) -> bool:
+        """Whether the sweep came to its end, and no trials were added since."""
+        file = self.path / DONE
+        return file.is_file() and int(file.read_text()) == trial_count(self.config())
 
     def seconds_at_work(self) -> float:
         """How long the search has been at work until its last trial ended, as far as it counts."""

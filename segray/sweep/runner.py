@@ -161,6 +161,8 @@ def run_sweep(
         scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
         kept = (scored or trials)[0]
         _export(config, folder, dataset, kept)
+        if scored or not finals:
+            folder.mark_done()
     result = SweepResult(folder.path, tuple(trials), tuple(finals))
     _summarise(config, result, kept, screen)
     if finals and not scored:

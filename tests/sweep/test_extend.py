@@ -72,7 +72,9 @@ def test_a_budget_of_epochs_ends_the_search_and_the_sweep_says_so(
     rows = leaderboard(tmp_path / "runs/tiny")
     assert sum(int(row["epochs"]) for row in rows.values()) == 9
     assert "no further trial after 3 of 9: budget.epochs=11: 9 are spent" in run.stdout
-    assert "budget: epochs 9/11" in segray("status", tmp_path / "runs/tiny").stdout
+    status = segray("status", tmp_path / "runs/tiny").stdout
+    assert "budget: epochs 9/11" in status
+    assert "The sweep is done." in status
     more = segray("sweep", file, "--resume", "budget.epochs=15")
     assert more.returncode == 0, more.stderr
     assert len(leaderboard(tmp_path / "runs/tiny")) == 5

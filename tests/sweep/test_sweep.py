@@ -139,6 +139,7 @@ def test_a_sweep_leaves_nothing_of_rays_behind(finished):
     names = {path.name for path in result.folder.iterdir()}
     expected = {
         ".lock",
+        ".done",
         ".seconds",
         "sweep.yaml",
         "study.journal",
