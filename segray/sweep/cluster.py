@@ -48,6 +48,7 @@ _WORKERS = {
     "MALLOC_ARENA_MAX": "2",
 }
 
+TMPDIR_LIMIT = 35  # characters: a socket's whole path has 107, and Ray's part of it about 70
 WATCH_S = 0.5  # between looks at whether Ray still lives
 PATIENCE_S = 10.0  # for this program to end by itself once it does not
 _PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE")  # no secret among them
@@ -115,14 +116,18 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         }
         variables["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     # Of a W&B run that this program has open: a trial's client has a service of its own.
-    service = os.environ.pop("WANDB_SERVICE", None)
+    foreign = ["WANDB_SERVICE"]
+    if not address and len(temporary := os.environ.get("TMPDIR", "")) > TMPDIR_LIMIT:
+        foreign.append("TMPDIR")  # Ray's sockets go to /tmp, trials' files where they are wanted
+        variables["TMPDIR"] = temporary
     try:
-        ray.init(
-            **where,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            runtime_env={"env_vars": variables},
-        )
+        with _without(foreign):
+            ray.init(
+                **where,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                runtime_env={"env_vars": variables},
+            )
     except Exception as error:
         if not address:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -136,9 +141,6 @@ def ray_cluster() -> Iterator[dict[str, float]]:
             f"no Ray cluster at RAY_ADDRESS={address} lets us in: {error}. If it asks for a token, "
             "put the cluster's into RAY_AUTH_TOKEN or ~/.ray/auth_token"
         ) from None
-    finally:
-        if service is not None:
-            os.environ["WANDB_SERVICE"] = service
     # A trial's failure is told by its record; Tune and Train would print its traceback as well.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -157,6 +159,16 @@ def ray_cluster() -> Iterator[dict[str, float]]:
         else:
             ray.shutdown()
         ended.set()
+
+
+@contextlib.contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """The environment lacks these variables within."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def dead_process() -> str | None:

@@ -45,7 +45,7 @@ PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy"
 Kind = Literal["sweep", "train"]  # the command that made a run folder
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
-DONE = ".done"  # how many trials a sweep had when it came to its end
+DONE = ".done"  # empty: the sweep came to its end
 SECONDS = ".seconds"  # how long the search has been at work
 ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
 MAY_CHANGE = (
@@ -183,6 +183,7 @@ class RunFolder:
 
     def adopt(self, config: SweepConfig) -> None:
         """Record what `config`, with which the run is taken up, has changed; it must be held."""
+        (self.path / DONE).unlink(missing_ok=True)
         recorded = self.config()
         home = {"name": recorded.name, "storage": recorded.storage}  # of a folder that was moved
         config = config.model_copy(update=home)
@@ -330,13 +331,12 @@ class RunFolder:
 
     def mark_done(self) -> None:
         """The sweep has come to its end, whether its trials or its budget ended it."""
-        write_text(self.path / DONE, f"{trial_count(self.config())}\n")
+        write_text(self.path / DONE, "")
 
     @property
     def done(self) -> bool:
-        """Whether the sweep came to its end, and no trials were added since."""
-        file = self.path / DONE
-        return file.is_file() and int(file.read_text()) == trial_count(self.config())
+        """Whether the sweep came to its end, and was not taken up again since."""
+        return (self.path / DONE).is_file()
 
     def seconds_at_work(self) -> float:
         """How long the search has been at work until its last trial ended, as far as it counts."""

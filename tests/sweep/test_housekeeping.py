@@ -34,6 +34,7 @@ def test_status_of_a_finished_run(copy, segray):
 
 
 def test_status_of_a_run_that_was_killed(copy, segray):
+    (copy / ".done").unlink()
     (copy / "trials/003/outcome.json").unlink()
     shutil.rmtree(copy / "final")
     run = segray("status", copy)
@@ -71,6 +72,7 @@ def test_clean_says_what_it_would_free_and_frees_it_only_when_told(copy, segray)
 
 
 def test_clean_leaves_what_a_resume_needs(copy, segray):
+    (copy / ".done").unlink()
     (copy / "trials/003/outcome.json").unlink()
     (copy / ".ray").mkdir()
     (copy / ".ray/scratch").write_text("x" * 1000)
