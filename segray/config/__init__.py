@@ -38,6 +38,7 @@ from segray.config.schema import (
     SweepConfig,
     Train,
     TrialConfig,
+    UNet,
 )
 from segray.config.yaml_file import dump, one_line
 
@@ -65,6 +66,7 @@ __all__ = [
     "SweepFile",
     "Train",
     "TrialConfig",
+    "UNet",
     "WorkError",
     "draw_order",
     "dump",

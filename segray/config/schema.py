@@ -621,6 +621,8 @@ class Budget(Frozen):
     """Hours of training times the GPUs of a trial; then running trials end after their epoch."""
     epochs: Positive | None = None
     """Epochs of all trials together, never exceeded."""
+    unit: Literal["trials", "epochs", "gpu_hours"] = "trials"
+    """On what `segray compare` expects sweeps to have spent the same to be fair."""
     max_failed_trials: Annotated[Whole, Field(ge=0)] = 3
     """One more failed trial than this ends the sweep."""
 
@@ -653,6 +655,9 @@ class Resources(Frozen):
 class Final(Frozen):
     """Train the winner again, once a seed, and score it on the test split."""
 
+    top_k: Positive = 1
+    """More than 1: so many of the best trials are trained again with every seed, and the one with
+    the best mean on val is the winner. Only that one is scored on test."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     workers: Positive = 1
     """May differ from resources.workers: search on one GPU a trial, retrain on all."""
@@ -662,6 +667,11 @@ class Final(Frozen):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"every seed can be trained once, got {list(self.seeds)}")
         return self
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings the stage has."""
+        return self.top_k * len(self.seeds)
 
 
 class Wandb(Frozen):

@@ -40,6 +40,7 @@ def smoke_changes(config: SweepConfig) -> dict[tuple[str, ...], Any]:
         changes["require",] = kept
     if config.final is not None:
         changes["final", "seeds"] = list(config.final.seeds[:1])
+        changes["final", "top_k"] = 1
     return changes
 
 

@@ -272,16 +272,16 @@ def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Pla
 
 
 def plan_final(resources: Resources, final: Final, cluster: Mapping[str, float]) -> Plan:
-    """What each seed of the final stage gets: they train side by side as far as there are cores.
+    """What each training of the final stage gets: side by side as far as there are cores.
 
     Raises RequestError as `plan` does.
     """
-    seeds = len(final.seeds)
-    side_by_side = max(1, min(seeds, int(cluster.get("CPU", 1)) // final.workers))
+    trainings = final.trainings
+    side_by_side = max(1, min(trainings, int(cluster.get("CPU", 1)) // final.workers))
     if resources.max_concurrent != "auto":
         side_by_side = min(side_by_side, resources.max_concurrent)
     changes = {"workers": final.workers, "max_concurrent": side_by_side}
-    return plan(resources.model_copy(update=changes), cluster, seeds)
+    return plan(resources.model_copy(update=changes), cluster, trainings)
 
 
 def _check_reachable(address: str) -> None:

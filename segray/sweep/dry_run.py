@@ -74,7 +74,7 @@ def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str
     yield "trials", f"{trials} by {config.method}" + _stops(config)
     if told := left_to_chance(config, sources):
         yield "at random", told
-    then = count(len(config.final.seeds), "final training") if config.final else "no final stage"
+    then = count(config.final.trainings, "final training") if config.final else "no final stage"
     yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {then}"
     parts = _images(config.data)
     if isinstance(config.data, ScenesData):

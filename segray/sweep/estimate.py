@@ -191,12 +191,13 @@ def estimate(
     if config.budget.hours is not None:  # running trials end after their epoch
         limit = 3600 * config.budget.hours + epoch_s
         expected, most = min(expected, limit), min(most, limit)
-    final_s, seeds = 0.0, 0
+    final_s, trainings = 0.0, 0
     if final is not None and config.final is not None:
-        seeds = len(config.final.seeds)
+        trainings, seeds = config.final.trainings, len(config.final.seeds)
         scoring = images[2] / (bench.eval_images_per_s * final.workers)
         training = epochs * bench.epoch_s(images, final.workers)
-        final_s = math.ceil(seeds / final.concurrent) * (training + scoring)
+        final_s = math.ceil(trainings / final.concurrent) * training
+        final_s += math.ceil(seeds / final.concurrent) * scoring
     return Estimate(
         epoch_s=epoch_s,
         search_s=expected,
@@ -204,7 +205,7 @@ def estimate(
         final_s=final_s,
         cache_bytes=cache_bytes(config, sum(images)),
         checkpoint_bytes=checkpoint_bytes(config, bench.parameters, search.concurrent),
-        record_bytes=(trials + seeds) * epochs * bench.record_bytes,
+        record_bytes=(trials + trainings) * epochs * bench.record_bytes,
         assumptions=tuple(_assumptions(config, search, final)),
     )
 
@@ -269,7 +270,7 @@ def cache_bytes(config: SweepConfig, images: int) -> int:
 def checkpoint_bytes(config: SweepConfig, parameters: int, at_once: int) -> int:
     """What a run folder's checkpoints take at most: float32 weights, and AdamW's two moments."""
     weights = 4 * parameters
-    finals = len(config.final.seeds) if config.final else 0
+    finals = config.final.trainings if config.final else 0
     running = 4 * weights  # best, and last with its moments
     return config.keep_trials * weights + max(at_once, finals) * running + (finals + 1) * weights
 

@@ -30,6 +30,11 @@ def show_status(path: Path) -> None:
     running = folder.running()
     ended, begun = _trials(path / "trials", running)
     finals_ended, finals_begun = _trials(path / "final", running)
+    candidates = [
+        result
+        for trial in sorted(path.glob("candidates/*"))
+        for result in _trials(trial, running)[0]
+    ]
     wanted = len(config.final.seeds) if config.final else 0
     missing = trial_count(config) - len(ended)
     screen.line(f"{config.name}: {config.model.name} on {config.data.format}, {path}")
@@ -37,6 +42,7 @@ def show_status(path: Path) -> None:
     kinds = "".join(f", {number} {state}" for state, number in states.items())
     screen.line(
         f"{len(ended)} of {count(trial_count(config), 'trial')} ended"
+        + (f", {len(candidates)} trainings of candidates" if candidates else "")
         + (f", {len(finals_ended)} of {count(wanted, 'final training')}" if wanted else "")
         + (f" ({kinds[2:]})" if kinds else "")
     )
@@ -117,6 +123,7 @@ def _spare(folder: RunFolder) -> Iterator[Path]:
     all_ended = len(ended) >= trial_count(config) and len(finals) >= wanted
     if (folder.done or all_ended) and (folder.path / "best").is_dir():
         yield from sorted(folder.path.glob("trials/*/checkpoint"))
+        yield from sorted(folder.path.glob("candidates/*/*/checkpoint"))
     yield from uploaded(folder.path)
     scratch = folder.path / ".ray"
     if scratch.is_dir():

@@ -28,7 +28,7 @@ from segray.config import (
 from segray.config.schema import Resources, Tracking
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
 from segray.sweep.budget import check_gpus
-from segray.sweep.cluster import Plan, plan, plan_final
+from segray.sweep.cluster import Plan, dead_process, plan, plan_final
 from segray.sweep.estimate import cache_bytes, checkpoint_bytes
 from segray.sweep.progress import Screen, count, size
 from segray.sweep.records import RunFolder
@@ -124,13 +124,13 @@ def place(
     search = _by_memory(config.resources, cluster, trials, search, cost, screen)
     if config.final is None:
         return search, None
-    seeds = len(config.final.seeds)
     final = plan_final(config.resources, config.final, cluster)
     resources = config.resources.model_copy(update={"workers": final.workers})
     if final.workers < search.workers:  # each has more of the batch
         cost = _measure(config, final, screen)
-    # The number of seeds side by side was ours: memory may lower it.
-    return search, _by_memory(resources, cluster, seeds, final, cost, screen)
+    # The number of trainings side by side was ours: memory may lower it.
+    at_once = config.final.trainings
+    return search, _by_memory(resources, cluster, at_once, final, cost, screen)
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,8 @@ def _measure(config: SweepConfig, stage: Plan, screen: Screen) -> _Cost:
         cause = getattr(error, "cause", None) or error
         if isinstance(cause, RequestError):
             raise cause from None
+        if dead_process():  # then it says nothing of the step
+            raise
         said = (str(cause).strip().splitlines() or [type(cause).__name__])[-1]
         raise RequestError(
             f"one training step of the largest trial ({sizes}) failed on a worker of {worker}: "

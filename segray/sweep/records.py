@@ -43,6 +43,9 @@ from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
 Kind = Literal["sweep", "train"]  # the command that made a run folder
+Stage = Literal["trial", "candidate", "final"]
+"""trial: of the search. candidate: one of final.top_k, with another seed. final: the winner with
+another seed, scored on test as no other is."""
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"
 DONE = ".done"  # empty: the sweep came to its end
@@ -73,7 +76,7 @@ class TrialSpec:
     run_folder: Path  # W&B's files go to its wandb/
     wandb: Mapping[str, Any]
     cpus: int  # that each worker is given; config.threads, which decides numbers, may be another
-    scores_test: bool = False  # the final stage alone
+    stage: Stage = "trial"
     keeps_diverged: bool = False  # failure.on_divergence: keep
     note: str = ""  # what the record should say beside how it ended
     halved: bool = False  # it ran out of memory once, and now takes a batch in more passes
@@ -150,7 +153,9 @@ class RunFolder:
         changed = [
             f"  {key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
             for key in dict.fromkeys([*before, *now])
-            if before.get(key, ...) != now.get(key, ...) and not key.startswith(MAY_CHANGE)
+            if before.get(key, ...) != now.get(key, ...)
+            and not key.startswith(MAY_CHANGE)
+            and not (key.startswith("final") and folder.chooses_final)
         ]
         if changed:
             lines = "\n".join(changed)
@@ -162,6 +167,11 @@ class RunFolder:
                 f"{more}"
             )
         return folder
+
+    @property
+    def chooses_final(self) -> bool:
+        """Whether no final stage has begun, so that there may still be another."""
+        return not (self.path / "final").exists() and not (self.path / "candidates").exists()
 
     @property
     def extended(self) -> bool:
@@ -312,16 +322,34 @@ class RunFolder:
         """The folder of a final training."""
         return self.path / "final" / f"seed_{seed}"
 
+    def candidate(self, trial_id: str, seed: int) -> Path:
+        """The folder of a training of one of final.top_k trials."""
+        return self.path / "candidates" / trial_id / f"seed_{seed}"
+
+    def promote(self, trial_id: str, seed: int) -> None:
+        """Begin a final training with what the candidate's has come to, unless it has begun."""
+        target = self.final(seed)
+        if target.exists():
+            return
+        temporary = target.with_name(f".{target.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(self.candidate(trial_id, seed), temporary)
+        (temporary / "outcome.json").unlink()  # of a training without its score on test
+        temporary.rename(target)
+
     @property
     def past_finals(self) -> int:
         """How many final stages were set aside, as trials that were added found a new winner."""
         return len(list(self.path.glob("final-before-*")))
 
     def final_id(self, path: Path) -> str:
-        """The id of the final training in `path`; each stage's are its own, for W&B as well."""
+        """The id of the candidate's or final training in `path`: each stage's are its own."""
+        seed = path.name.replace("_", "")
+        if path.parent.parent.name == "candidates":
+            return f"candidate-{path.parent.name}-{seed}"
         _, _, aside = path.parent.name.partition("final-before-")
         stage = int(aside) - 1 if aside else self.past_finals
-        return f"final-{path.name.replace('_', '')}" + (f"-again{stage}" if stage else "")
+        return f"final-{seed}" + (f"-again{stage}" if stage else "")
 
     def set_final_aside(self) -> Path:
         """Keep the final stage of an earlier winner under another name."""

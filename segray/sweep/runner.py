@@ -33,6 +33,7 @@ from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import (
     RunFolder,
+    Stage,
     TrialResult,
     TrialSpec,
     failed_outcome,
@@ -154,10 +155,12 @@ def run_sweep(
             f"{search.concurrent} at a time: {search}"
         )
         if config.final is not None:
-            screen.say(f"then the winner again with {count(len(config.final.seeds), 'seed')}")
+            again = config.final.top_k
+            whom = "the winner" if again == 1 else f"the best {again}"
+            screen.say(f"then {whom} again with {count(len(config.final.seeds), 'seed')}")
         trials = _search(active, folder, search, screen)
         _require_score(trials, folder)
-        finals = _final(active, folder, final, trials[0], screen) if final else []
+        finals = _final(active, folder, final, trials, screen) if final else []
         scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
         kept = (scored or trials)[0]
         _export(config, folder, dataset, kept)
@@ -307,7 +310,8 @@ def _search(
             f"taken up again: {count(len(search.results), 'trial')} had ended, "
             f"{len(search.unfinished)} had begun and go on from their last epoch"
         )
-    decided = any(folder.path.glob("final/*/config.yaml")) and not folder.extended
+    begun = [*folder.path.glob("final/*/config.yaml"), *folder.path.glob("candidates/*/*")]
+    decided = bool(begun) and not folder.extended
     if decided and search.missing:
         screen.say("the final stage had begun, so the search stays as it was")
     elif search.closed:
@@ -341,11 +345,18 @@ def _search(
 
 
 def _final(
-    config: SweepConfig, folder: RunFolder, stage: Plan, winner: TrialResult, screen: Screen
+    config: SweepConfig,
+    folder: RunFolder,
+    stage: Plan,
+    trials: Sequence[TrialResult],
+    screen: Screen,
 ) -> list[TrialResult]:
     """Train the winner again once a seed and score it on test; best on val first."""
     assert config.final is not None
     seeds = config.final.seeds
+    winner = trials[0]
+    if config.final.top_k > 1:
+        winner = _choose(config, folder, stage, trials[: config.final.top_k], screen)
     before = [read_assignment(path) for path in folder.path.glob("final/seed_*")]
     if any(begun and begun != winner.assignment for begun in before):
         aside = folder.set_final_aside()
@@ -353,30 +364,78 @@ def _final(
             f"trials that were added found a new winner, {winner.id}: the final stage of the "
             f"earlier one is kept in {aside.name}/, and test is scored once more"
         )
-    screen.say(
-        f"final: trial {winner.id} trained again with {count(len(seeds), 'seed')} and scored on "
-        f"test: {stage}"
-    )
-    specs = [
-        make_spec(
-            config,
-            folder,
-            stage,
-            folder.final_id(folder.final(seed)),
-            folder.final(seed),
-            winner.assignment,
-            seed,
-            scores_test=True,
+    if config.final.top_k > 1:
+        screen.say(f"final: trial {winner.id}, trained with every seed, scored on test: {stage}")
+        for seed in seeds:
+            folder.promote(winner.id, seed)
+    else:
+        screen.say(
+            f"final: trial {winner.id} trained again with {count(len(seeds), 'seed')} and scored "
+            f"on test: {stage}"
         )
-        for seed in seeds
-    ]
-    queue = FixedList(specs)
+    paths = [(folder.final(seed), seed) for seed in seeds]
+    queue = FixedList(_specs(config, folder, stage, winner, paths, "final"))
     _run_list(queue, config, folder, stage, screen)
     results = ranked(queue.results, config.metric.goal)
     for result in results:
         if not (result.folder / "metrics.json").is_file():
             screen.say(f"{result.id} has no score on test: {result.outcome.reason}")
     return results
+
+
+def _choose(
+    config: SweepConfig,
+    folder: RunFolder,
+    stage: Plan,
+    trials: Sequence[TrialResult],
+    screen: Screen,
+) -> TrialResult:
+    """Train the best trials again once a seed; the one whose mean on val is best.
+
+    One that has no result with some seed comes after all that have.
+    """
+    assert config.final is not None
+    seeds = config.final.seeds
+    able = [trials[0], *(trial for trial in trials[1:] if not trial.outcome.broken)]
+    screen.say(
+        f"candidates: the best {count(len(able), 'trial')} trained again with "
+        f"{count(len(seeds), 'seed')}: {stage}"
+    )
+    specs = []
+    for trial in able:
+        paths = [(folder.candidate(trial.id, seed), seed) for seed in seeds]
+        specs += _specs(config, folder, stage, trial, paths, "candidate")
+    queue = FixedList(specs)
+    _run_list(queue, config, folder, stage, screen)
+    values: dict[str, list[float]] = {trial.id: [] for trial in able}
+    for result in queue.results:
+        if result.outcome.best_value is not None and not result.outcome.broken:
+            values[result.folder.parent.name].append(result.outcome.best_value)
+    sign = 1 if config.metric.goal == "maximize" else -1
+
+    def quality(trial: TrialResult) -> tuple[int, float]:
+        found = values[trial.id]
+        return len(found), sign * statistics.mean(found) if found else 0.0
+
+    for trial in able:
+        told = " ".join(f"{value:.4f}" for value in values[trial.id]) or "no result"
+        screen.say(f"  trial {trial.id}: {config.metric.name} {told}")
+    return max(able, key=quality)
+
+
+def _specs(
+    config: SweepConfig,
+    folder: RunFolder,
+    stage: Plan,
+    trial: TrialResult,
+    paths: Sequence[tuple[Path, int]],
+    what: Stage,
+) -> list[TrialSpec]:
+    """Trainings of a trial's parameters, each with a folder and a seed of its own."""
+    return [
+        make_spec(config, folder, stage, folder.final_id(path), path, trial.assignment, seed, what)
+        for path, seed in paths
+    ]
 
 
 def _run_list(
@@ -444,7 +503,7 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
     screen.line("  leaderboard.csv   a row a trial")
     screen.line("  trials/<id>/      config.yaml, metrics.jsonl, log.txt of each")
     if scored:
-        screen.line("  final/seed_<k>/   test metrics, one confusion matrix an image")
+        screen.line("  final/seed_<k>/   test metrics, predictions, one confusion matrix an image")
     screen.line(f"  best/             the weights of {kept.id}")
     if (folder / "wandb").is_dir():
         screen.line(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")

@@ -31,6 +31,7 @@ from segray.sweep.cluster import Plan
 from segray.sweep.progress import count
 from segray.sweep.records import (
     RunFolder,
+    Stage,
     TrialResult,
     TrialSpec,
     failed_outcome,
@@ -306,7 +307,7 @@ def make_spec(
     path: Path,
     assignment: Mapping[str, Any],
     seed: int,
-    scores_test: bool = False,
+    what: Stage = "trial",
 ) -> TrialSpec:
     """A trial of `config` as one process can be given it.
 
@@ -341,7 +342,7 @@ def make_spec(
         run_folder=folder.path,
         wandb=config.tracking.wandb.model_dump(),
         cpus=stage.threads,
-        scores_test=scores_test,
+        stage=what,
         **read_second_try(path),
         keeps_diverged=config.failure.on_divergence == "keep",
     )

@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from segray.data import Dataset, open_dataset
+from segray.data.labels import class_colours
 from segray.sweep import view
 from segray.sweep.records import (
     TrialSpec,
@@ -179,8 +182,7 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
         if outcome.state == "diverged" and outcome.best_epoch is not None:
             outcome = replace(outcome, kept=spec.keeps_diverged)
         outcome = replace(outcome, note=spec.note)
-        scored = spec.scores_test and outcome.best_epoch is not None
-        if scored:
+        if spec.stage == "final" and outcome.best_epoch is not None:
             _score_test(spec, dataset, device)
     except _Orphaned:
         raise  # its tracked run goes on with it
@@ -193,7 +195,8 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
     if first:
         # On record first: whatever happens to the tracker, the trial is over.
         write_outcome(spec.folder, outcome)
-        (spec.folder / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
+        if spec.stage != "candidate":  # which may have its final training go on from it
+            (spec.folder / "checkpoint" / "last.safetensors").unlink(missing_ok=True)
         print(f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state)
         try:
             images = _predictions(spec, dataset, outcome, device)
@@ -240,12 +243,26 @@ def _headline(metrics: Metrics) -> Metrics:
 
 
 def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None:
-    """Score the best checkpoint on test: metrics.json, and confusion.npz with a matrix an image."""
+    """Score the best checkpoint on test, at the size of the masks' files.
+
+    metrics.json, confusion.npz with a matrix an image, and preds/ with what was counted.
+    """
     model, state = _best_model(spec, device)
     positions = dataset.splits.test
-    dtype = autocast_type(spec.config, device)
-    native = spec.config.metric.evaluate_at == "native"
-    confusion, loss = evaluate(model, dataset, positions, device=device, dtype=dtype, native=native)
+    colours = class_colours(spec.config.data)
+
+    def keep(position: int, classes: NDArray[np.uint8]) -> None:
+        _write_mask(spec.folder / "preds" / f"{dataset.ids[position]}.png", classes, colours)
+
+    confusion, loss = evaluate(
+        model,
+        dataset,
+        positions,
+        device=device,
+        dtype=autocast_type(spec.config, device),
+        native=True,
+        keep=keep,
+    )
     metrics = {"test/loss": loss}
     metrics |= {f"test/{k}": v for k, v in scores(confusion.sum(0), dataset.classes).items()}
     if distributed.rank() == 0:
@@ -261,6 +278,16 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None
         temporary.replace(path)
         record = {"seed": spec.config.seed, "epoch": state["epoch"], "val": state["value"]}
         write_text(spec.folder / "metrics.json", json.dumps(record | metrics, indent=2) + "\n")
+
+
+def _write_mask(path: Path, classes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> None:
+    """A PNG whose bytes are the classes (H, W), shown in the classes' colours (K, 3)."""
+    image = Image.fromarray(classes, mode="P")
+    image.putpalette(colours.tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    image.save(temporary, format="PNG", compress_level=1)
+    temporary.replace(path)
 
 
 def _predictions(

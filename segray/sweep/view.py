@@ -11,6 +11,7 @@ import numpy as np
 
 from segray.sweep.records import (
     RunFolder,
+    Stage,
     TrialSpec,
     read_assignment,
     read_config,
@@ -32,7 +33,7 @@ def start(spec: TrialSpec, mode: Mode) -> Tracker:
         run_id=spec.run_id,
         run_name=f"{spec.sweep}-{spec.id}",
         group=spec.sweep,
-        job_type="final" if spec.scores_test else "trial",
+        job_type=spec.stage,
         config=spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)},
         folder=spec.run_folder,
         classes=spec.config.data.class_names,
@@ -111,7 +112,13 @@ def _recorded(folder: RunFolder) -> Iterator[Recorded]:
 
 def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
     """Trials and final trainings that have begun, as they were given to their processes."""
-    paths = sorted([*folder.path.glob("trials/*"), *folder.path.glob("final*/*")])
+    paths = sorted(
+        [
+            *folder.path.glob("trials/*"),
+            *folder.path.glob("candidates/*/seed_*"),
+            *folder.path.glob("final*/seed_*"),
+        ]
+    )
     if not paths:
         return
     sweep = folder.config()
@@ -121,8 +128,8 @@ def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
         config = read_config(path)
         if config is None:
             continue
-        final = path.parent.name != "trials"
-        trial_id = folder.final_id(path) if final else path.name
+        stage = _stage(path)
+        trial_id = path.name if stage == "trial" else folder.final_id(path)
         yield TrialSpec(
             id=trial_id,
             folder=path,
@@ -133,8 +140,15 @@ def _specs(folder: RunFolder) -> Iterator[TrialSpec]:
             run_folder=folder.path,
             wandb=read_tracking(path) or unknown,
             cpus=config.threads,
-            scores_test=final,
+            stage=stage,
         )
+
+
+def _stage(path: Path) -> Stage:
+    """Of a trial's folder."""
+    if path.parent.name == "trials":
+        return "trial"
+    return "candidate" if path.parent.parent.name == "candidates" else "final"
 
 
 def _story(spec: TrialSpec) -> tuple[Outcome | None, list[Metrics]]:

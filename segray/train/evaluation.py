@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segray.data import IGNORE, Dataset, eval_batches, loader_threads, to_device
 from segray.models import Segmenter
 from segray.train import distributed
-from segray.train.metrics import count_pixels, count_upsampled, leading_class, upsample
+from segray.train.metrics import count_preds, leading_class, upsample, upsampled_preds
 from segray.train.step import autocast
 
 EVAL_BATCH = 4  # images a forward pass without gradients takes, whatever training's batch is
@@ -29,11 +29,13 @@ def evaluate(
     batch_size: int = EVAL_BATCH,
     dtype: torch.dtype | None = None,
     native: bool = False,
+    keep: Callable[[int, NDArray[np.uint8]], None] | None = None,
 ) -> tuple[NDArray[np.int64], float]:
     """One confusion matrix an image, (len(positions), K, K) in their order, and the mean loss.
 
     Pixels are counted at the cached size, or, where `native`, at that of each mask's file; the loss
-    is of the cached size.
+    is of the cached size. `keep` is called with each position and the classes (H, W) that were
+    counted, on the worker that counted them.
 
     With several workers each takes its share and all get the whole; no image is padded or counted
     twice, and the number of pixels is checked. An image's matrix depends on nothing but the model
@@ -67,10 +69,18 @@ def evaluate(
         loss += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
         scored += (masks != IGNORE).sum()
         if native:
-            own = zip(coarse, batch.native_masks, strict=True)
-            counts = [count_upsampled(one, to_device(mask, device)) for one, mask in own]
+            own = list(zip(coarse, batch.native_masks, strict=True))
+            preds = [upsampled_preds(one, mask.shape) for one, mask in own]
+            counts = [
+                count_preds(pred[None], to_device(mask, device)[None], len(one))[0]
+                for pred, (one, mask) in zip(preds, own, strict=True)
+            ]
         else:
-            counts = list(count_pixels(logits, masks))
+            preds = list(leading_class(logits))
+            counts = list(count_preds(torch.stack(preds), masks, logits.shape[1]))
+        if keep is not None:
+            for position, pred in zip(group, preds, strict=True):
+                keep(position, pred.cpu().numpy())
         pixels += sum(mask.numel() for mask in (batch.native_masks if native else masks))
         found += zip(group, counts, strict=True)
     on_cpu = [(position, counts.cpu()) for position, counts in found]

@@ -65,24 +65,30 @@ def upsample(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def count_upsampled(logits: Tensor, mask: Tensor) -> Tensor:
-    """Of one image's logits (K, h, w), upsampled to its mask (H, W): counts (K + 1, K) int64.
-
-    See `count_pixels`.
+def upsampled_preds(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Of one image's logits (K, h, w), upsampled to `size`: the leading class (H, W), uint8.
 
     On a CPU they are not made: where a class leads at all four logits around a pixel it leads at
     the pixel too, whatever the weights, so that only pixels between classes are interpolated. Ties
-    within rounding aside, the counts are the same.
+    within rounding aside, the classes are the same.
     """
-    size = (mask.shape[0], mask.shape[1])
-    sparse = logits.device.type == "cpu" and logits.shape[-2:] != mask.shape
-    preds = _upsampled_preds(logits, size) if sparse else None
-    if preds is None:
-        preds = _leading(upsample(logits[None], size)[0])
-    return count_preds(preds[None], mask[None], len(logits))[0]
+    height, width = size
+    if logits.device.type == "cpu" and logits.shape[-2:] != torch.Size(size):
+        preds = _sparse_preds(logits, (height, width))
+        if preds is not None:
+            return preds
+    return _leading(upsample(logits[None], size)[0])
 
 
-def _upsampled_preds(logits: Tensor, size: tuple[int, int]) -> Tensor | None:
+def count_upsampled(logits: Tensor, mask: Tensor) -> Tensor:
+    """Of one image's logits (K, h, w), upsampled to its mask (H, W): counts (K + 1, K) int64.
+
+    See `count_pixels` and `upsampled_preds`.
+    """
+    return count_preds(upsampled_preds(logits, mask.shape)[None], mask[None], len(logits))[0]
+
+
+def _sparse_preds(logits: Tensor, size: tuple[int, int]) -> Tensor | None:
     """Logits (K, h, w) -> the leading class (H, W), uint8, once upsampled to `size`.
 
     None where so many pixels lie between classes that to upsample all of them is faster.

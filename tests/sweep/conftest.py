@@ -41,6 +41,12 @@ def write_sweep(folder: Path, **changes) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def write_tiny():
+    """Writes the tiny sweep with changes into a folder."""
+    return write_sweep
+
+
 @pytest.fixture
 def sweep_file(tmp_path):
     """Writes the tiny sweep with changes to a file, storing into tmp_path/runs."""

@@ -15,10 +15,11 @@ from segray.config import load_sweep
 from segray.sweep.runner import run_sweep
 
 KILLS = int(os.environ.get("SEGRAY_CHAOS_KILLS", "5"))
+EPOCHS = max(30, 8 * KILLS)  # of a trial: the sweep has to outlast the kills
 CHAOS = Path(__file__).with_name("chaos.py")
 APART = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 LONG = {
-    "train": {"epochs": 30, "batch_size": 4, "optimizer": {"lr": 1e-2}},
+    "train": {"epochs": EPOCHS, "batch_size": 4, "optimizer": {"lr": 1e-2}},
     "run_cap": 6,
     # Weights of all are kept, and none has failed for good when it is killed again and again.
     "keep_trials": 6,
@@ -108,7 +109,7 @@ def test_killed_all_over_with_tpe_and_asha_nothing_is_lost_or_doubled(
             row = rows[Path(trial).name]
             assert int(row["epochs"]) == len(lines)
             assert float(row["best_value"]) == max(line["value"] for line in lines)
-            assert row["state"] == "pruned" or len(lines) == 30
+            assert row["state"] == "pruned" or len(lines) == EPOCHS
     trials = told_of(run / "study.journal", "tiny")
     assert [trial.user_attrs["trial"] for trial in trials] == sorted(names)
     for trial in trials:
