@@ -47,10 +47,11 @@ Stage = Literal["trial", "candidate", "final"]
 """trial: of the search. candidate: one of final.top_k, with another seed. final: the winner with
 another seed, scored on test as no other is."""
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
-LOCK = ".lock"
+LOCK = ".lock"  # of all processes of a sweep
+DRIVER = ".driver"  # of the one that runs it
 DONE = ".done"  # empty: the sweep came to its end
 SECONDS = ".seconds"  # how long the search has been at work
-ORPHANS_S = 30.0  # a killed sweep's trials end with Ray, which notices within seconds
+ORPHANS_S = 120.0  # a killed sweep's trials end with Ray, within seconds if the machine is free
 MAY_CHANGE = (
     "budget.",
     "failure.retries",
@@ -245,9 +246,15 @@ class RunFolder:
         The driver and every process that trains hold a shared lock on it, which the kernel drops
         when they die. Who takes the folder up asks for it alone first, and so waits, after calling
         `waiting`, until the last process of a killed sweep is gone. Raises RequestError where that
-        does not happen within ORPHANS_S.
+        does not happen within ORPHANS_S, or where the other driver lives.
         """
-        with (self.path / LOCK).open("a+") as file:
+        in_use = (
+            f"{self.path} is in use by a sweep that is still running: wait for it, or stop it "
+            "(Ctrl-C, or SIGTERM to its process)"
+        )
+        with (self.path / DRIVER).open("a+") as driver, (self.path / LOCK).open("a+") as file:
+            if not _lock_alone(driver):
+                raise RequestError(in_use)
             until = time.monotonic() + ORPHANS_S
             told = False
             while not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -255,10 +262,7 @@ class RunFolder:
                     waiting()
                     told = True
                 if time.monotonic() > until:
-                    raise RequestError(
-                        f"{self.path} is in use by a sweep that is still running: wait for it, or "
-                        "stop it (Ctrl-C, or SIGTERM to its process)"
-                    )
+                    raise RequestError(in_use)
                 time.sleep(0.2)
             _lock(file, fcntl.LOCK_SH)
             yield

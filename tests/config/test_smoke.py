@@ -31,7 +31,7 @@ def test_it_is_short_and_small(small):
     assert config.final.seeds == (3,)
     fixed = {key for key, source in read.sources.items() if source == "--smoke-test"}
     assert fixed == {
-        *("name", "data.limit", "run_cap", "early_terminate", "final.seeds"),
+        *("name", "data.limit", "run_cap", "early_terminate", "final.seeds", "final.top_k"),
         *("train.epochs", "train.schedule.warmup_steps"),
     }
 

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from segray.config import RequestError, load_sweep
-from segray.sweep.records import RunFolder
+from segray.sweep.records import RunFolder, at_work_in
 from segray.sweep.runner import run_sweep
 
 LR = "train.optimizer.lr"
@@ -135,9 +135,8 @@ def test_what_changes_no_number_may_change(begun, change):
     assert RunFolder.resume(load_sweep(file, [change])).sweep_id == folder.sweep_id
 
 
-def test_a_folder_in_use_is_refused(begun, monkeypatch):
+def test_a_folder_in_use_is_refused_at_once(begun):
     _, folder = begun
-    monkeypatch.setattr("segray.sweep.records.ORPHANS_S", 0.5)
     waited = []
     with folder.hold(lambda: None):
         assert folder.running()
@@ -146,8 +145,21 @@ def test_a_folder_in_use_is_refused(begun, monkeypatch):
             folder.hold(lambda: waited.append(1)),
         ):
             pass
-    assert waited == [1]
+    assert waited == []
     assert not folder.running()
+
+
+def test_a_folder_that_is_left_in_use_is_refused_in_the_end(begun, monkeypatch):
+    _, folder = begun
+    monkeypatch.setattr("segray.sweep.records.ORPHANS_S", 0.5)
+    waited = []
+    with (
+        at_work_in(folder.path),
+        pytest.raises(RequestError, match="in use by a sweep"),
+        folder.hold(lambda: waited.append(1)),
+    ):
+        pass
+    assert waited == [1]
 
 
 def test_a_process_that_still_trains_is_waited_for(begun):

@@ -140,6 +140,7 @@ def test_a_sweep_leaves_nothing_of_rays_behind(finished):
     expected = {
         ".lock",
         ".done",
+        ".driver",
         ".seconds",
         "sweep.yaml",
         "study.journal",
