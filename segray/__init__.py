@@ -7,9 +7,10 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from segray.predict import Predictor
     from segray.sweep.runner import SweepResult
 
-__all__ = ["run_sweep"]
+__all__ = ["load", "run_sweep"]
 __version__ = "0.1.0"
 
 
@@ -32,6 +33,21 @@ def run_sweep(
     given = overrides or {}
     texts = [f"{key}={one_line(_plain(value, key))}" for key, value in given.items()]
     return run(load_sweep(file, texts), resume=resume)
+
+
+def load(folder: str | Path, device: str = "auto") -> Predictor:
+    """The model that a sweep left, to predict with: `load("runs/unet").predict("street.jpg")`.
+
+    `predict` takes a path, a PIL image or an (H, W, 3) uint8 array, and gives (H, W) class indices;
+    a list of them gives a list. The result also has `classes`, `colours`, `size` (H, W it was
+    trained at), `model` and `overlay(image, mask)`.
+
+    `folder` is a run, or any folder with a saved model; `device` is auto, cpu or cuda. Raises
+    segray.config.RequestError where there is no such model or device.
+    """
+    from segray.predict import load as load_predictor  # here, so that `import segray` costs nothing
+
+    return load_predictor(folder, device)
 
 
 def _plain(value: Any, key: str) -> Any:

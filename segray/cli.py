@@ -141,13 +141,16 @@ def sweep(
             show_plan(replace(one, config=config))
         return
     with _Advice(files[0]):
-        run_sweeps(
+        results = run_sweeps(
             [one.config for one in read],
             resume=resume,
             extend=extend or 0,
             replace=smoke_test,
             command=context.obj,
         )
+    for result in results:
+        if result.final:
+            _report(result.folder)
 
 
 @app.command()
@@ -165,6 +168,63 @@ def train(context: typer.Context, arguments: Arguments, resume: Resume = False) 
     with _Advice(file):
         config = load_sweep(file, [*_NO_SEARCH, *overrides])
         run_training(config, resume=resume, command=context.obj)
+
+
+@app.command()
+def compare(
+    runs: Runs,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where the page goes; default: beside the first run."),
+    ] = None,
+    cost: Annotated[
+        bool, typer.Option(help="Measure latency and memory of each model on this machine.")
+    ] = True,
+) -> None:
+    """Which model is better on the test split, by how much, and how sure that is.
+
+    Compares the winners of sweeps that have a final stage, and writes report.html and compare.json.
+    One run alone gives its own report.
+
+    Examples:
+
+        segray compare runs/unet runs/segformer
+
+        segray compare runs/* --out comparison --no-cost
+    """
+    from segray.compare.compare import compare_runs
+    from segray.sweep.progress import count
+
+    comparison, page = compare_runs([Path(run) for run in runs], out, typer.echo, cost=cost)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print()
+    for warning in comparison.unfair:
+        console.print(Text.assemble(("Not quite fair: ", "bold yellow"), warning))
+    console.print(Text(comparison.verdict, style="bold"))
+    if len(comparison.pairs) > 1:
+        for pair in comparison.pairs:
+            console.print(Text(pair.verdict))
+    cities = count(len(comparison.cities), "city").replace("citys", "cities")
+    console.print(f"On {count(comparison.images, 'test image')} of {cities}. Not covered:")
+    for limit in comparison.not_covered:
+        console.print(Text(f"  {limit}"))
+    console.print(Text(f"\nThe page: {page}   all figures: {page.parent / 'compare.json'}"))
+
+
+def _report(folder: Path) -> None:
+    """A sweep's own page; whatever goes wrong with it, the sweep is done."""
+    from segray.compare.compare import compare_runs
+    from segray.config import SegrayError
+
+    again = shlex.join(["segray", "compare", str(folder)])
+    try:
+        _, page = compare_runs([folder])
+    except (SegrayError, OSError) as error:
+        _complain(
+            f"the report could not be made: {error}\nThe sweep is done; to try again: {again}"
+        )
+        return
+    typer.echo(f"  report.html       all of it on one page: open {page} in a browser")
 
 
 @app.command()
@@ -289,6 +349,102 @@ def sync(
     sync([Path(run) for run in runs], typer.echo, untracked=rebuild)
 
 
+@app.command()
+def predict(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A run, as in runs/unet, or a folder with a saved model, as in runs/unet/best.",
+            show_default=False,
+        ),
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGE...]",
+            help="Images, and folders of them, which are searched with their subfolders.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", help="Where masks/, overlays/ and classes.json go."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images or windows a forward pass.")] = 4,
+    window: Annotated[
+        str | None,
+        typer.Option(
+            metavar="H,W",
+            help="Slide a window of so many pixels over each image at its own size; default: the "
+            "whole image, resized as in training.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    export: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.onnx", help="Write the model as ONNX; images may be left out."),
+    ] = None,
+) -> None:
+    """Predict the class of every pixel of images; export the model.
+
+    Masks are palette PNGs of the image's size whose pixels are class indices; overlays show them on
+    the image; classes.json and legend.png say which class is what. A SegFormer's folder also loads
+    with transformers.
+
+    Examples:
+
+        segray predict runs/segformer street.jpg photos/ --out predictions
+
+        segray predict runs/unet photos/ --out predictions --window 512,1024
+
+        segray predict runs/unet --export unet.onnx
+    """
+    from segray.config import RequestError, WorkError
+
+    inputs = images or []
+    if inputs and out is None:
+        raise RequestError("--out: name a folder for the masks, as in --out predictions")
+    if not inputs and export is None:
+        raise RequestError("expected images or folders of them, or --export FILE.onnx, got neither")
+    sides = _height_width("--window", window) if window is not None else None
+
+    from segray.predict import export_onnx, first_image, load, plain_progress, predict_files
+
+    predictor = load(checkpoint, device)
+    if export is not None:
+        image = first_image(inputs, out) if out is not None and inputs else None
+        typer.echo(f"exporting to {export}, then checking it: up to a few minutes", err=True)
+        made = export_onnx(predictor, export, image)
+        typer.echo(
+            f"{made.file}: images (N, 3, H, W) -> logits; onnxruntime gives the same class at "
+            f"{made.equal:.4%} of the pixels, logits differ by {made.difference:.1e} at most"
+        )
+    if not inputs or out is None:
+        return
+    with _bar() as bar:
+        progress = bar if sys.stderr.isatty() else plain_progress(partial(typer.echo, err=True))
+        written = predict_files(
+            predictor, inputs, out, batch=batch, window=sides, progress=progress
+        )
+    typer.echo(
+        f"{written.count} of {written.count + len(written.failed)} images: masks in {out}/masks, "
+        f"overlays in {out}/overlays, classes in {out}/classes.json and legend.png"
+    )
+    if written.failed:
+        count = len(written.failed)
+        raise WorkError("\n".join([f"{count} could not be read", *written.failed]))
+
+
+def _height_width(option: str, text: str) -> tuple[int, int]:
+    from segray.config import RequestError
+
+    sides = text.split(",")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        raise RequestError(f"{option}: expected H,W in pixels, as in 96,192, got {text}")
+    return int(sides[0]), int(sides[1])
+
+
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(data_app, name="data", help="Look at the images before a sweep does.")
 
@@ -333,10 +489,7 @@ def scenes(
     from segray.config import RequestError
     from segray.data.scenes import write_scenes
 
-    sides = size.split(",")
-    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
-        raise RequestError(f"--size: expected H,W in pixels, as in 96,192, got {size}")
-    height, width = map(int, sides)
+    height, width = _height_width("--size", size)
     cities = {"cities": min(10, train), "val_cities": min(3, val)}
     with _bar() as progress:
         try:

@@ -62,6 +62,8 @@ def test_segray_imports_and_builds_without_torchvision():
         ["data", "cache", "--help"],
         ["bench", "--help"],
         ["patience", "--help"],
+        ["compare", "--help"],
+        ["predict", "--help"],
     ],
 )
 def test_importing_segray_and_its_help_load_nothing_large(arguments):

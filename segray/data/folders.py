@@ -64,8 +64,8 @@ class _Pairing:
     def __init__(self, key: str, images: Path, masks: Path, suffix: str) -> None:
         """`key` is the section that names the folders."""
         self.folder, self.masks, self.suffix = images, masks, suffix
-        files = _files(images, f"{key}.images")
-        self.every_mask = _files(masks, f"{key}.masks")
+        files = image_files(images, f"{key}.images")
+        self.every_mask = image_files(masks, f"{key}.masks")
         mine = [path for path in self.every_mask if path.stem.endswith(suffix)]
         # One folder may lie in the other: a file is an image or a mask. Only lists of pairs come
         # without anything that tells the two apart.
@@ -223,7 +223,7 @@ class _Pairing:
         return Sample(self.place(image), "" if city == "." else city, part, image, mask)
 
 
-def _files(folder: Path, key: str) -> list[Path]:
+def image_files(folder: Path, key: str) -> list[Path]:
     """The image files below a folder, sorted; hidden ones (and macOS's ._ twins) are left out.
 
     Links are followed. Each folder is searched once, under its own name where it has one here, so

@@ -45,14 +45,18 @@ def class_colours(data: Data) -> NDArray[np.uint8]:
         given = {name: masked.color[0] for name, masked in data.classes.items() if masked.color}
     else:
         given = _COLOURS
-    # Hues a golden section apart: neighbours differ, however many there are.
-    ours = [
-        tuple(round(255 * c) for c in colorsys.hsv_to_rgb(0.618034 * k % 1, 0.65, 0.9))
-        for k in range(len(data.class_names))
-    ]
+    ours = generated_colours(len(data.class_names)).tolist()
     if data.class_names[0] == "void":
-        ours[0] = (0, 0, 0)
+        ours[0] = [0, 0, 0]
     colours = [given.get(name, ours[k]) for k, name in enumerate(data.class_names)]
+    return np.array(colours, dtype=np.uint8)
+
+
+def generated_colours(k: int) -> NDArray[np.uint8]:
+    """(K, 3) RGB. Hues a golden section apart: neighbours differ, however many there are."""
+    colours = [
+        [round(255 * c) for c in colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65, 0.9)] for i in range(k)
+    ]
     return np.array(colours, dtype=np.uint8)
 
 

@@ -46,14 +46,14 @@ class PairReader:
         mask of another size than its image, and one that holds neither ids nor, where masks are by
         colour, colours.
         """
-        image, stored = _open(sample.image)
-        mask, _ = _open(sample.mask, lossless=True)
+        image, stored = open_upright(sample.image)
+        mask, _ = open_upright(sample.mask, lossless=True)
         if mask.size != image.size:
             raise BadPair(_other_size(sample, mask.size, image.size, stored))
         classes, strange = self._classes(sample.mask, mask)
         target = (self._data.size[1], self._data.size[0])
         return Pair(
-            image=np.asarray(_rgb(sample.image, image).resize(target, Image.Resampling.BILINEAR)),
+            image=np.asarray(as_rgb(sample.image, image).resize(target, Image.Resampling.BILINEAR)),
             mask=np.asarray(Image.fromarray(classes).resize(target, Image.Resampling.NEAREST)),
             size=(image.size[1], image.size[0]),
             unknown=Counter(strange),
@@ -61,7 +61,7 @@ class PairReader:
 
     def read_mask(self, sample: Sample) -> NDArray[np.uint8]:
         """(h, w) class indices, or IGNORE, of a mask in its own size; see `read` for the errors."""
-        mask, _ = _open(sample.mask, lossless=True)
+        mask, _ = open_upright(sample.mask, lossless=True)
         classes, _ = self._classes(sample.mask, mask)
         return classes
 
@@ -99,7 +99,7 @@ class PairReader:
             if mask.mode not in COLOUR_MODES:
                 rule = "colours (RGB or palette)", "for masks of label ids, give every class ids"
                 raise BadPair(_other_kind(path, mask.mode, *rule))
-            rgb = np.asarray(_rgb(path, mask)).astype(np.int32)
+            rgb = np.asarray(as_rgb(path, mask)).astype(np.int32)
             return (rgb[:, :, 0] << 16) | (rgb[:, :, 1] << 8) | rgb[:, :, 2]
         if mask.mode not in ID_MODES:
             advice = "export the masks as label ids"
@@ -111,7 +111,7 @@ class PairReader:
         return ids if ids.dtype == np.uint8 else ids.astype(np.int32)
 
 
-def _open(path: Path, *, lossless: bool = False) -> tuple[Image.Image, tuple[int, int]]:
+def open_upright(path: Path, *, lossless: bool = False) -> tuple[Image.Image, tuple[int, int]]:
     """The decoded image, upright, and its width and height as stored."""
     try:
         with Image.open(path) as file:
@@ -137,7 +137,7 @@ def lossy_mask(path: Path) -> Finding:
     return Finding("masks that lose pixels to compression", message)
 
 
-def _rgb(path: Path, image: Image.Image) -> Image.Image:
+def as_rgb(path: Path, image: Image.Image) -> Image.Image:
     """RGB of 8 bits; transparency is dropped, and of 16 bits of grey the lower 8."""
     if image.mode == "F":
         message = f"{path}: expected 8 or 16 bits a channel, got floating point; export it as PNG"

@@ -9,29 +9,30 @@ other parameters are the head, to which an optimizer's head_lr_mult applies.
 import difflib
 import importlib
 import inspect
-import json
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
-from segray.models.contract import MIN_SIDE, ModelError, Segmenter, check_num_classes
+from segray.models.contract import MIN_SIDE, ModelError, Segmenter
+from segray.models.record import ADVICE, RECORD, Record, new_record, read_record, write_record
 
 __all__ = [
     "MIN_SIDE",
     "MODELS",
     "ModelError",
+    "Record",
     "Segmenter",
     "build_model",
     "load_model",
+    "read_record",
     "save_model",
 ]
 
 MODELS = ("unet", "segformer")
-RECORD = "segray.json"
 FILES = {RECORD, "config.json", "model.safetensors"}  # all that a saved model consists of
 
 
@@ -65,12 +66,17 @@ def build_model(name: str, *, num_classes: int, **options: object) -> nn.Module:
 
 
 def save_model(
-    model: nn.Module, folder: str | Path, *, class_names: Sequence[str] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    image_size: Sequence[int] | None = None,
+    class_colours: Iterable[Iterable[int]] | None = None,
 ) -> None:
     """Writes what `load_model` needs to `folder`, which appears whole or not at all.
 
-    model.safetensors holds the weights and segray.json the name, options, num_classes and class
-    names. A SegFormer's folder has transformers' config.json too, and
+    model.safetensors holds the weights and segray.json the name, options, num_classes and what else
+    is given here, for `read_record`. A SegFormer's folder has transformers' config.json too, and
     `SegformerForSemanticSegmentation.from_pretrained(folder)` loads it to the same weights; its
     architecture is recorded there and nothing refers to the hub. A model that was saved to
     `folder` before is replaced.
@@ -79,28 +85,23 @@ def save_model(
         model: from `build_model` or `load_model`; of a DistributedDataParallel, its `.module`.
         folder: a new folder, an empty one, or one that holds a saved model and nothing else.
         class_names: one for each class, in order.
+        image_size: H, W that images were resized to.
+        class_colours: (K, 3) RGB, 0 to 255, to draw masks with.
 
     Raises:
-        ModelError: another kind of module, names that do not fit, or a folder with other files.
+        ModelError: another kind of module, names, size or colours that do not fit, or a folder with
+            other files.
     """
     if not isinstance(model, Segmenter):
         raise ModelError(
             f"save_model takes a model from build_model, got {type(model).__name__}. "
             "If it wraps one (DistributedDataParallel), pass its .module."
         )
-    if class_names is not None and len(class_names) != model.num_classes:
-        raise ModelError(
-            f"class_names must be {model.num_classes} names, one for each class, got "
-            f"{len(class_names)}: {list(class_names)}. Pass the names the model was trained with."
-        )
+    record = new_record(
+        model.name, model.num_classes, model.options, class_names, image_size, class_colours
+    )
     target = Path(folder).absolute()
     _check_replaceable(target)
-    record = {
-        "name": model.name,
-        "num_classes": model.num_classes,
-        "class_names": None if class_names is None else list(class_names),
-        "options": model.options,
-    }
     target.parent.mkdir(parents=True, exist_ok=True)
     # beside the target, so that the renames below stay on one file system
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
@@ -108,7 +109,7 @@ def save_model(
     new.mkdir()
     try:
         model.save_weights(new, class_names)
-        (new / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_record(record, new)
         if target.exists():
             target.rename(old)
         new.rename(target)
@@ -129,26 +130,17 @@ def load_model(folder: str | Path) -> nn.Module:
         ModelError: no such folder, or files that are missing, damaged or of another model.
     """
     folder = Path(folder)
-    advice = "Name a folder that save_model wrote, or save the model again."
+    record = read_record(folder)
+    module = _module(record.name)
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        name, num_classes, options = record["name"], record["num_classes"], record["options"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"expected a model with its {RECORD} in {folder}, got {type(error).__name__}: {error}. "
-            f"{advice}"
-        ) from error
-    module = _module(name)
-    check_num_classes(num_classes)
-    try:
-        model: nn.Module = module.load(folder, num_classes, options)
+        model: nn.Module = module.load(folder, record.num_classes, record.options)
     except ModelError:
         raise
     # safetensors, torch and the file system each have their own errors for a damaged folder
     except Exception as error:
         raise ModelError(
-            f"expected a whole {name} as {RECORD} describes it in {folder}, got "
-            f"{type(error).__name__}: {error}. {advice}"
+            f"expected a whole {record.name} as {RECORD} describes it in {folder}, got "
+            f"{type(error).__name__}: {error}. {ADVICE}"
         ) from error
     return model.eval()
 

@@ -23,7 +23,7 @@ from segray.config import (
     trial_config,
     trial_count,
 )
-from segray.data import Dataset, open_dataset
+from segray.data import Dataset, class_colours, open_dataset
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.budget import shared
@@ -469,7 +469,13 @@ def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: Tria
     fixed = trial_config(config, best.assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
     model = build_trial_model(fixed)
     checkpoint.load(weights, model)
-    save_model(model, folder.path / "best", class_names=dataset.classes)
+    save_model(
+        model,
+        folder.path / "best",
+        class_names=dataset.classes,
+        image_size=config.data.size,
+        class_colours=class_colours(config.data),
+    )
 
 
 def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, screen: Screen) -> None:

@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.data import Dataset, open_dataset
-from segray.data.labels import class_colours
+from segray.data import Dataset, class_colours, open_dataset
 from segray.sweep import view
 from segray.sweep.records import (
     TrialSpec,

@@ -4,13 +4,14 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from segray.models import MODELS, ModelError, build_model, load_model, save_model
+from segray.models import MODELS, ModelError, build_model, load_model, read_record, save_model
 
 CASES = [
     pytest.param("unet", {"width": 4, "depth": 3}, id="unet"),
@@ -224,6 +225,51 @@ def test_saving_refuses_what_it_did_not_build(tmp_path: Path):
     with pytest.raises(ModelError, match=r"must be 5 names.*got 2"):
         save_model(make("unet", {"width": 4}), tmp_path / "m", class_names=["road", "sky"])
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_the_record_says_what_was_given(name, options, tmp_path: Path):
+    model = make(name, options)
+    save_model(model, tmp_path / "bare")
+    record = read_record(tmp_path / "bare")
+    assert (record.name, record.num_classes, record.options) == (name, K, model.options)
+    assert (record.class_names, record.image_size, record.class_colours) == (None, None, None)
+    colours = np.arange(3 * K, dtype=np.uint8).reshape(K, 3)
+    save_model(model, tmp_path / "m", image_size=[48, 64], class_colours=colours)
+    record = read_record(tmp_path / "m")
+    assert record.image_size == (48, 64)
+    assert record.class_colours == tuple(map(tuple, colours.tolist()))
+
+    # as folders were written before there was a size
+    file = tmp_path / "m" / "segray.json"
+    raw = {key: value for key, value in json.loads(file.read_text()).items() if "_" not in key}
+    file.write_text(json.dumps(raw | {"num_classes": K, "class_names": None}))
+    assert read_record(tmp_path / "m") == read_record(tmp_path / "bare")
+    load_model(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"image_size": (31, 64)}, "height and width, each at least 32 pixels"),
+        ({"image_size": (64,)}, "height and width"),
+        ({"image_size": (64.0, 64.0)}, "height and width"),
+        ({"class_colours": [(0, 0, 0)]}, "must be 5 colours"),
+        ({"class_colours": [(0, 0, 256)] * K}, "from 0 to 255"),
+        ({"class_colours": [(0, 0)] * K}, "three numbers"),
+    ],
+)
+def test_the_record_refuses_what_does_not_fit(facts, message, tmp_path: Path):
+    model = make("unet", {"width": 4, "depth": 1})
+    with pytest.raises(ModelError, match=message):
+        save_model(model, tmp_path / "m", **facts)
+    assert not (tmp_path / "m").exists()
+    save_model(model, tmp_path / "m")
+    record = tmp_path / "m" / "segray.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | facts))
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(tmp_path / "m")
+    assert str(record) in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
