@@ -180,6 +180,13 @@ def compare(
     cost: Annotated[
         bool, typer.Option(help="Measure latency and memory of each model on this machine.")
     ] = True,
+    wandb_report: Annotated[
+        bool,
+        typer.Option(
+            "--wandb-report",
+            help="Also make a report of W&B's panels; needs a key and wandb-workspaces.",
+        ),
+    ] = False,
 ) -> None:
     """Which model is better on the test split, by how much, and how sure that is.
 
@@ -193,6 +200,7 @@ def compare(
         segray compare runs/* --out comparison --no-cost
     """
     from segray.compare.compare import compare_runs
+    from segray.compare.wandb_view import log_comparison, report_in_wandb
     from segray.sweep.progress import count
 
     comparison, page = compare_runs([Path(run) for run in runs], out, typer.echo, cost=cost)
@@ -209,6 +217,10 @@ def compare(
     for limit in comparison.not_covered:
         console.print(Text(f"  {limit}"))
     console.print(Text(f"\nThe page: {page}   all figures: {page.parent / 'compare.json'}"))
+    if len(comparison.models) > 1:
+        log_comparison(comparison, page)  # what goes wrong with it is said by its logger
+    if wandb_report:
+        console.print(Text(f"W&B report: {report_in_wandb(comparison)}"))
 
 
 def _report(folder: Path) -> None:
@@ -336,11 +348,13 @@ def sync(
     """Upload the W&B runs that a sweep kept on disk; what is there already stays as it is.
 
     Runs whose W&B folder was lost or cut off are made again from segray's own records, without
-    images.
+    images. A comparison's folder can be named too.
 
     Examples:
 
         segray sync runs/quickstart
+
+        segray sync runs/unet-vs-segformer
 
         WANDB_BASE_URL=https://wandb.example.org segray sync runs/*
     """

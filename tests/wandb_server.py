@@ -24,6 +24,16 @@ ENTITY = {"id": "1", "name": "me"}
 
 
 @dataclass
+class Artifact:
+    """What the server was given of an artifact."""
+
+    name: str
+    type: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+
+@dataclass
 class Run:
     """What the server has of a run."""
 
@@ -59,6 +69,8 @@ class StandIn:
         self.where = ""  # the behaviour is that of paths with this in them; the others are ok
         self.requests: list[tuple[str, str, bytes]] = []  # method, path, body
         self.runs: dict[str, Run] = {}
+        self.artifacts: list[Artifact] = []
+        self.reports: list[dict[str, Any]] = []  # as they were saved: displayName, spec, ...
         self.released = threading.Event()
         self._lock = threading.Lock()
         standin = self
@@ -117,6 +129,9 @@ class StandIn:
                 )
                 data = self._answer(name, call.get("variables") or {})
                 return 200, json.dumps({"data": data}).encode()
+            if path.startswith("/artifact/"):
+                _, _, number, name = path.split("/", 3)
+                self.artifacts[int(number)].files[name] = body
             if path.endswith("/file_stream"):
                 self._stream(path.split("/")[-2], json.loads(body))
             return 200, b"{}"
@@ -154,11 +169,67 @@ class StandIn:
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         if operation == "ArtifactType":
             return {"project": {"artifact": None}}
-        if operation == "CreateArtifact":  # as if the server had this content: nothing to upload
-            sequence = {"id": "1", "latestArtifact": {"id": "1", "versionIndex": 0}}
-            artifact = {"id": "1", "state": "COMMITTED", "artifactSequence": sequence}
+        if operation == "CreateArtifact":
+            asked = variables["input"]
+            made = Artifact(asked["artifactCollectionName"], asked["artifactTypeName"])
+            self.artifacts.append(made)
+            number = str(len(self.artifacts) - 1)
+            sequence = {"id": number, "latestArtifact": None}
+            artifact = {"id": number, "state": "PENDING", "artifactSequence": sequence}
             return {"createArtifact": {"artifact": artifact}}
+        if operation == "CreateArtifactManifest":
+            file = self._place(variables["artifactID"], variables["name"])
+            manifest = {"id": variables["artifactID"], "file": file}
+            return {"createArtifactManifest": {"artifactManifest": manifest}}
+        if operation == "CreateArtifactFiles":
+            asked = variables["input"]["artifactFiles"]
+            files = [{"node": self._place(one["artifactID"], one["name"])} for one in asked]
+            return {"createArtifactFiles": {"files": {"edges": files}}}
+        if operation == "CommitArtifact":
+            number = variables["artifactID"]
+            self.artifacts[int(number)].committed = True
+            return {"commitArtifact": {"artifact": {"id": number, "digest": ""}}}
+        if operation == "GetProjects":
+            names = sorted({run.opened["project"] for run in self.runs.values()})
+            nodes = [
+                {
+                    "id": "1",
+                    "name": name,
+                    "entityName": "me",
+                    "createdAt": "2026-01-01T00:00:00",
+                    "isBenchmark": False,
+                    "user": None,
+                }
+                for name in names
+            ]
+            page = {"endCursor": None, "hasNextPage": False}
+            return {"models": {"edges": [{"node": one} for one in nodes], "pageInfo": page}}
+        if operation == "ProjectInternalId":
+            return {"project": {"id": "1", "internalId": "2"} if self.runs else None}
+        if operation == "upsertView":
+            self.reports.append(variables)
+            shown = ("name", "type", "displayName", "description", "spec")
+            view = {"id": "VmlldzoxMjM=", **{key: variables[key] for key in shown}}
+            view["project"] = {
+                "id": "1",
+                "name": variables["projectName"],
+                "entityName": variables["entityName"],
+            }
+            return {"upsertView": {"view": view, "inserted": True}}
         return {}
+
+    def _place(self, artifact: str, name: str) -> dict[str, Any]:
+        """Where the content of an artifact's file goes."""
+        return {
+            "id": "1",
+            "name": name,
+            "displayName": name,
+            "uploadUrl": f"{self.url}/artifact/{artifact}/{name}",
+            "uploadHeaders": [],
+            "uploadMultipartUrls": None,
+            "storagePath": "",
+            "artifact": {"id": artifact},
+        }
 
     def _bucket(self, name: str) -> dict[str, Any]:
         run = self.runs[name]

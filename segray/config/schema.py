@@ -682,7 +682,8 @@ class Wandb(Frozen):
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online where a key is known, else offline."""
     images: Annotated[Whole, Field(ge=0)] = 4
-    """Validation images with true and predicted masks a trial logs; 0 sends none."""
+    """Images with true and predicted masks that a training shows: of val, and of test as well for
+    a final training; 0 sends none, and no comparison's page."""
 
 
 class Tracking(Frozen):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
+from segray.config import RequestError
+from segray.data import open_dataset
 from segray.sweep.records import (
     RunFolder,
     Stage,
@@ -18,9 +23,9 @@ from segray.sweep.records import (
     read_outcome,
     read_tracking,
 )
-from segray.tracking import Mode, TrackedImage, Tracker, start_tracker
+from segray.tracking import Mode, Table, TrackedImage, Tracker, start_tracker
 from segray.tracking.run_log import Told
-from segray.tracking.sync import Recorded, sync_runs
+from segray.tracking.sync import Recorded, is_comparison, sync_runs
 from segray.train import Metrics, Outcome, kept_records, read_records
 
 
@@ -50,13 +55,16 @@ def tell(tracker: Tracker, record: Metrics) -> None:
 def finish(
     tracker: Tracker, spec: TrialSpec, outcome: Outcome | None, images: Sequence[TrackedImage] = ()
 ) -> None:
-    """Close a trial's run with its summary and the best epoch's matrix.
+    """Close a trial's run with its summary, the best epoch's matrix, and `images` of val.
 
-    Without an outcome the trial was stopped, and may go on later.
+    A final training also shows how it did on test; the images of test only where `images` are, as
+    both are photographs that leave this machine. Without an outcome the trial was stopped, and may
+    go on later. Raises RequestError for a confusion.npz that cannot be read.
     """
     if outcome is None:
         tracker.finish({"state": "stopped"}, failed=True)
         return
+    test = _test_scores(spec.folder)
     summary = {
         "state": outcome.state,
         "reason": outcome.reason,
@@ -65,28 +73,43 @@ def finish(
         "best_epoch": outcome.best_epoch,
         "epochs": outcome.epochs,
         "seconds": outcome.seconds,
-        **_test_scores(spec.folder),
+        **test,
     }
-    # A failed training may get another chance, and its next epoch then has the matrix's place.
-    at_best = [
-        record["confusion"]
-        for record in read_records(spec.folder / "metrics.jsonl")
-        if record["epoch"] == outcome.best_epoch and outcome.state != "failed"
-    ]
+    confusion: dict[str, NDArray[np.int64]] = {}
+    shown = {"val": images} if images else {}
+    tables = {}
+    # A failed training may get another chance, and its next epoch then has the place of these.
+    if outcome.state != "failed":
+        at_best: Metrics = next(
+            (
+                record
+                for record in read_records(spec.folder / "metrics.jsonl")
+                if record["epoch"] == outcome.best_epoch
+            ),
+            {},
+        )
+        if at_best:
+            confusion["val"] = np.array(at_best["confusion"], dtype=np.int64)
+        if test:
+            confusion["test"] = _test_confusion(spec.folder / "confusion.npz")
+            tables["categories"] = _categories(spec.config.data.class_names, test, at_best)
+            if images:
+                shown["test"] = _test_images(spec)
     tracker.finish(
         summary,
-        confusion=np.array(at_best[0], dtype=np.int64) if at_best else None,
-        images=images,
+        confusion=confusion,
+        images=shown,
+        tables=tables,
         failed=outcome.state in ("diverged", "failed"),
     )
 
 
 def sync(paths: Sequence[Path], say: Callable[[str], None], *, untracked: bool = False) -> int:
-    """Bring the runs of run folders to W&B's server, as `sync_runs` does.
+    """Bring the runs of run folders and of comparisons to W&B's server, as `sync_runs` does.
 
-    Raises RequestError for a folder that is no run's.
+    Raises RequestError for a folder that is neither's.
     """
-    folders = [RunFolder.open(path) for path in paths]
+    folders = [RunFolder.open(path) for path in paths if not is_comparison(path)]
     recorded = [run for folder in folders for run in _recorded(folder)]
     return sync_runs(paths, say, recorded, untracked=untracked)
 
@@ -176,3 +199,36 @@ def _test_scores(folder: Path) -> Metrics:
         return {}
     scores: Metrics = json.loads(path.read_text())
     return {name: value for name, value in scores.items() if name.startswith("test/")}
+
+
+def _test_confusion(path: Path) -> NDArray[np.int64]:
+    """(K, K) pixels [true, predicted] of all test images."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            total: NDArray[np.int64] = saved["confusion"].sum(0)
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RequestError(
+            f"{path}: expected a matrix for each test image, as the final stage writes them "
+            f"({error}). Remove its folder and resume the sweep, which trains and scores it again"
+        ) from None
+    return total
+
+
+def _categories(classes: Sequence[str], test: Metrics, val: Metrics) -> Table:
+    """A row a class: its IoU on test and on val, empty where the class is not there."""
+    rows = [[name, test.get(f"test/iou/{name}"), val.get(f"val/iou/{name}")] for name in classes]
+    return Table(["category", "IoU test", "IoU val, best epoch"], rows)
+
+
+def _test_images(spec: TrialSpec) -> list[TrackedImage]:
+    """A few images of test and what the final evaluation kept: no model sees them once more."""
+    dataset = open_dataset(spec.config.data)
+    shown = []
+    for at in dataset.splits.test[: spec.wandb["images"]]:
+        truth = dataset.masks[at]  # (H, W)
+        with Image.open(spec.folder / "preds" / f"{dataset.ids[at]}.png") as kept:
+            # Predicted at the size of the mask's file, shown at the size that images are kept in.
+            pred = kept.resize(truth.shape[::-1], Image.Resampling.NEAREST)
+        classes = np.asarray(pred, dtype=np.uint8)
+        shown.append(TrackedImage(dataset.ids[at], dataset.images[at], truth, classes))
+    return shown

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segray.tracking.client import Readiness, check
 
-__all__ = ["Mode", "Readiness", "TrackedImage", "Tracker", "check", "start_tracker"]
+__all__ = ["Mode", "Readiness", "Table", "TrackedImage", "Tracker", "check", "start_tracker"]
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -33,6 +33,16 @@ class TrackedImage:
     image: NDArray[np.uint8]
     truth: NDArray[np.uint8]
     pred: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers and texts; in a column all are of one kind. None and NaN are empty cells."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    lines: tuple[str, str, str] | None = None
+    """Columns of x, of y and of the line's name, where the table is to be a chart as well."""
 
 
 class Tracker(Protocol):
@@ -52,14 +62,18 @@ class Tracker(Protocol):
         self,
         summary: Mapping[str, object],
         *,
-        confusion: NDArray[np.int64] | None = None,
-        images: Sequence[TrackedImage] = (),
+        confusion: Mapping[str, NDArray[np.int64]] | None = None,
+        images: Mapping[str, Sequence[TrackedImage]] | None = None,
+        tables: Mapping[str, Table] | None = None,
+        files: Sequence[Path] = (),
         failed: bool = False,
     ) -> None:
         """Close the run with its summary; later calls do nothing.
 
-        `confusion` is (K, K) int64 pixel counts, [true, predicted]. `images` leave this machine
-        when the run is online. `failed` marks the run as failed. Takes two minutes at most.
+        `confusion` is (K, K) int64 pixel counts, [true, predicted], by what they are of: a split, a
+        model. `images` are by split, `tables` by name. `files` become one artifact of the type
+        report, and HTML pages among them are shown as well. All of it leaves this machine when the
+        run is online. `failed` marks the run as failed. Takes two minutes at most.
         """
 
 
@@ -75,8 +89,10 @@ class _NoTracker:
         self,
         summary: Mapping[str, object],
         *,
-        confusion: NDArray[np.int64] | None = None,
-        images: Sequence[TrackedImage] = (),
+        confusion: Mapping[str, NDArray[np.int64]] | None = None,
+        images: Mapping[str, Sequence[TrackedImage]] | None = None,
+        tables: Mapping[str, Table] | None = None,
+        files: Sequence[Path] = (),
         failed: bool = False,
     ) -> None:
         pass

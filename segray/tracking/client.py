@@ -47,7 +47,7 @@ def check(mode: Mode, *, ask: bool = True) -> Readiness:
     """
     if mode == "disabled":
         return Readiness("disabled", "disabled")
-    with _for_a_moment():
+    with for_a_moment():
         return _check(mode, ask)
 
 
@@ -112,7 +112,7 @@ def ask_server() -> tuple[str, str]:
         viewer = wandb.Api(timeout=ASK_SECONDS).viewer
         return str(viewer.username), str(viewer.entity)
 
-    with _for_a_moment():
+    with for_a_moment():
         server = base_url()
         try:
             return within(INIT_SECONDS, ask)
@@ -148,7 +148,7 @@ def ask_run(entity: str, project: str, run_id: str) -> Mapping[str, Any] | None:
         return dict(run.summary_metrics)
 
     before = os.environ.get("WANDB_DIR")
-    with _for_a_moment(), tempfile.TemporaryDirectory() as scratch:
+    with for_a_moment(), tempfile.TemporaryDirectory() as scratch:
         os.environ["WANDB_DIR"] = scratch  # the client makes a folder for a run that it only reads
         try:
             return within(INIT_SECONDS, ask)
@@ -181,7 +181,7 @@ def within(seconds: float, action: Callable[[], _T]) -> _T:
 
 
 @contextlib.contextmanager
-def _for_a_moment() -> Iterator[None]:
+def for_a_moment() -> Iterator[None]:
     """The client leaves nothing behind. What it was before stays: this program may have a run open,
     which a tear-down would finish.
     """

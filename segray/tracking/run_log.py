@@ -45,6 +45,14 @@ def read_log(path: Path) -> Told:
     return Told(epochs, state if ended else None)
 
 
+def read_place(path: Path) -> tuple[str | None, str] | None:
+    """The entity, if one is named, and the project of the run whose log is at `path`."""
+    for record in _records(path.read_bytes()):
+        if record.HasField("run"):
+            return record.run.entity or None, record.run.project
+    return None
+
+
 def read_summary(summary: Mapping[str, Any]) -> Told:
     """What a server knows of the run whose summary it has."""
     return Told(int(summary.get("_step", 0)), summary.get("state"))

@@ -1,4 +1,4 @@
-"""Brings the runs of run folders to W&B's server, with W&B's own `wandb sync`.
+"""Brings the runs of run folders, and of comparisons, to W&B's server, with W&B's own `wandb sync`.
 
 A run may have several folders: one for each time that its trial was started, or fell back to
 offline. Each was told all epochs (see WandbTracker), so the newest that covers what segray has on
@@ -26,11 +26,12 @@ from filelock import Timeout
 from segray.config import Interrupted, RequestError, WorkError
 from segray.config.yaml_file import read as read_yaml
 from segray.tracking import client
-from segray.tracking.run_log import HEADER_BYTES, Told, read_log, read_summary
+from segray.tracking.run_log import HEADER_BYTES, Told, read_log, read_place, read_summary
 from segray.tracking.wandb_tracker import writing
 
 RUN_SECONDS = 600.0  # for one run; the next `segray sync` starts it again
 POLL_SECONDS = 15.0  # between looks at whether the server is still there
+COMPARISON = "compare.json"  # what `segray compare` leaves
 UPLOADED = "uploaded.json"  # what the server has of runs whose folder is gone
 _FOLDER = re.compile(r"(?P<offline>offline-)?run-(?P<started>\d{8}_\d{6})-(?P<id>.+)")
 _CUT_OFF = "ends with an incomplete record"
@@ -140,8 +141,17 @@ def remember_uploaded(folder: Path) -> None:
         _remember(folder, _run_id(run), _told(run))
 
 
+def is_comparison(folder: Path) -> bool:
+    """Whether a folder is a comparison of several runs, whose W&B run no sweep has on record."""
+    return (folder / COMPARISON).is_file() and not (folder / "sweep.yaml").exists()
+
+
 def _project(folder: Path) -> tuple[str | None, str]:
     """The entity, where one is set, and the project that a run folder's runs belong to."""
+    if is_comparison(folder):
+        logs = [_log(runs[-1]) for runs in _by_id(folder).values()]
+        told = [place for log in logs if log.is_file() and (place := read_place(log))]
+        return told[-1] if told else (None, "(unknown)")
     try:
         wandb = read_yaml(folder / "sweep.yaml")[0]["tracking"]["wandb"]
         return wandb["entity"], wandb["project"]
@@ -301,8 +311,13 @@ def _upload(run: Path) -> str:
         state = Path(f"{_log(run)}.syncstate")
         if not state.exists():
             state.write_text('{"starting_step":0,"starting_runtime":0}')
-    with _wandb_sync(run) as process:
-        output = _wait(process)
+    try:
+        with _wandb_sync(run) as process:
+            output = _wait(process)
+    except BaseException:
+        # It may have marked the run as uploaded before it was ended.
+        _marker(run).unlink(missing_ok=True)
+        raise
     faults = re.findall(r"ERROR (.*)", output)
     if any(_CUT_OFF in fault for fault in faults):
         _marker(run).touch()

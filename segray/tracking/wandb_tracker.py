@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from segray.tracking.client import GRACE_SECONDS, Online, tear_down, told, ways,
 if TYPE_CHECKING:  # the client is slow to import, and absent is a case to survive
     import wandb
 
-    from segray.tracking import Mode, TrackedImage
+    from segray.tracking import Mode, Table, TrackedImage
 
 _log = logging.getLogger("segray")
 _T = TypeVar("_T")
@@ -46,6 +47,18 @@ class _Server:
 
 
 _server = _Server()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Something that a run shows at its end."""
+
+    loss: str  # what it means when it cannot be shown
+    put: Callable[[wandb.Run], object]
+
+
+def _part(subject: str, put: Callable[..., object], *given: object) -> _Part:
+    return _Part(f"{subject} not shown", lambda run: put(run, *given))
 
 
 class WandbTracker:
@@ -89,27 +102,29 @@ class WandbTracker:
         self,
         summary: Mapping[str, object],
         *,
-        confusion: NDArray[np.int64] | None = None,
-        images: Sequence[TrackedImage] = (),
+        confusion: Mapping[str, NDArray[np.int64]] | None = None,
+        images: Mapping[str, Sequence[TrackedImage]] | None = None,
+        tables: Mapping[str, Table] | None = None,
+        files: Sequence[Path] = (),
         failed: bool = False,
     ) -> None:
         """See Tracker."""
-        parts: list[tuple[str, Callable[[wandb.Run], object]]] = [
-            ("the summary is not shown", lambda run: run.summary.update(_finite(summary)))
+        classes = self._classes
+        parts = [_part("the summary is", lambda run: run.summary.update(_finite(summary)))]
+        parts += [
+            _part(f"the confusion matrix of {name} is", _log_confusion, name, counts, classes)
+            for name, counts in (confusion or {}).items()
         ]
-        if confusion is not None:
-
-            def chart(run: wandb.Run) -> None:
-                run.log({"confusion": _confusion_chart(confusion, self._classes)}, commit=False)
-
-            parts.append(("the confusion matrix is not shown", chart))
-        if images:
-
-            def gallery(run: wandb.Run) -> None:
-                shown = [_masked_image(image, self._classes) for image in images]
-                run.log({"images": shown}, commit=False)
-
-            parts.append(("the images are not shown", gallery))
+        parts += [
+            _part(f"the images of {name} are", _log_images, name, shown, classes)
+            for name, shown in (images or {}).items()
+        ]
+        parts += [
+            _part(f"the table {name} is", _log_table, name, table)
+            for name, table in (tables or {}).items()
+        ]
+        if files:
+            parts.append(_part("the report is", _log_files, files))
         self._show(parts)
         run, self._run, self._modes = self._run, None, []
         if run is None:
@@ -127,24 +142,24 @@ class WandbTracker:
         tear_down()
         self._release()
 
-    def _show(self, parts: Sequence[tuple[str, Callable[[wandb.Run], object]]]) -> None:
+    def _show(self, parts: Sequence[_Part]) -> None:
         """Put the parts, each with what its loss means, into the last row and the summary.
 
         One by one: a picture that cannot be shown must not cost the summary. The client asks the
         server before it logs a table: where that fails, all parts go into an offline run.
         """
-        for loss, put in parts:
+        for part in parts:
             if self._run is None:
                 return
             try:
-                self._within(client.INIT_SECONDS, partial(put, self._run))
+                self._within(client.INIT_SECONDS, partial(part.put, self._run))
             except (Exception, SystemExit) as error:
                 if self._modes:
                     self._leave(error)
                     self._use(lambda run: None)
                     self._show(parts)
                     return
-                self._say(loss, told(error))
+                self._say(part.loss, told(error))
 
     def _use(self, action: Callable[[wandb.Run], None]) -> None:
         """Do `action` on the run; where that fails, on a new run in the next mode that is left."""
@@ -260,7 +275,9 @@ def _finite(values: Mapping[str, object]) -> dict[str, object]:
     return kept
 
 
-def _confusion_chart(counts: NDArray[np.int64], classes: Sequence[str]) -> Any:
+def _log_confusion(
+    run: wandb.Run, name: str, counts: NDArray[np.int64], classes: Sequence[str]
+) -> None:
     """W&B's confusion-matrix chart over (K, K) counts, [true, predicted].
 
     wandb.plot.confusion_matrix wants every pixel's label; this fills the table it would arrive at.
@@ -273,23 +290,63 @@ def _confusion_chart(counts: NDArray[np.int64], classes: Sequence[str]) -> Any:
         for p, predicted in enumerate(classes)
     ]
     columns = ["Actual", "Predicted", "nPredictions"]
-    return wandb.plot_table(
+    chart = wandb.plot_table(
         vega_spec_name="wandb/confusion_matrix/v1",
         data_table=wandb.Table(columns=[*columns], data=cells),
         fields={column: column for column in columns},
-        string_fields={"title": "Confusion matrix (pixels)"},
+        string_fields={"title": f"Confusion matrix, {name} (pixels)"},
     )
+    run.log({f"confusion/{name}": chart}, commit=False)
 
 
-def _masked_image(image: TrackedImage, classes: Sequence[str]) -> wandb.Image:
+def _log_images(
+    run: wandb.Run, name: str, images: Sequence[TrackedImage], classes: Sequence[str]
+) -> None:
+    """The images, with truth and prediction as masks to be switched on."""
     import wandb
 
     labels = {**dict(enumerate(classes)), _IGNORED: "ignored"}
-    return wandb.Image(
-        image.image,
-        caption=image.id,
-        masks={
-            "truth": {"mask_data": image.truth, "class_labels": labels},
-            "prediction": {"mask_data": image.pred, "class_labels": labels},
-        },
-    )
+    shown = [
+        wandb.Image(
+            image.image,
+            caption=image.id,
+            masks={
+                "truth": {"mask_data": image.truth, "class_labels": labels},
+                "prediction": {"mask_data": image.pred, "class_labels": labels},
+            },
+        )
+        for image in images
+    ]
+    run.log({f"images/{name}": shown}, commit=False)
+
+
+def _log_table(run: wandb.Run, name: str, table: Table) -> None:
+    import wandb
+
+    columns: list[str | int] = [*table.columns]
+    rows = [[_finite({"": cell}).get("") for cell in row] for row in table.rows]
+    run.log({name: wandb.Table(columns=columns, data=rows)}, commit=False)
+    if table.lines is not None:
+        chart = wandb.plot_table(
+            vega_spec_name="wandb/line/v0",
+            data_table=wandb.Table(columns=columns, data=rows),
+            fields=dict(zip(("x", "y", "stroke"), table.lines, strict=True)),
+            string_fields={"title": f"{table.lines[1]} by {table.lines[0]}"},
+        )
+        run.log({f"{name}/chart": chart}, commit=False)
+
+
+def _log_files(run: wandb.Run, files: Sequence[Path]) -> None:
+    """An artifact of copies in the run's folder, where `segray sync` finds them as they are now."""
+    import wandb
+
+    kept = Path(run.settings.sync_dir) / "report"
+    kept.mkdir(exist_ok=True)
+    artifact = wandb.Artifact(f"report-{run.id}", type="report")
+    for file in files:
+        copy = Path(shutil.copy(file, kept))
+        artifact.add_file(str(copy), skip_cache=True, policy="immutable")
+        if file.suffix == ".html":
+            # As it is: the client would link a style sheet of W&B's.
+            run.log({file.stem: wandb.Html(copy, inject=False)}, commit=False)
+    run.log_artifact(artifact)

@@ -47,8 +47,8 @@ def assert_whole(server, folder, name, records):
     assert run.summary["best"] == outcome["best_value"]
     assert run.exit_code == 0
     media = server.uploads(run.opened["name"])
-    assert [name for name in media if name.startswith("media/images/mask/")]
-    assert [name for name in media if name.startswith("media/table/confusion_table")]
+    assert [name for name in media if name.startswith("media/images/mask/images/val")]
+    assert [name for name in media if name.startswith("media/table/confusion/val_table")]
 
 
 def values(rows):
@@ -80,7 +80,13 @@ def test_a_sweep_is_a_group_of_runs(sweep_file, segray, account, records, tmp_pa
         assert config == {k: v for k, v in recorded.items() if k != "tracking"}
         assert "train.optimizer.lr" in config["assignment"]
     metrics = yaml.safe_load((folder / "final/seed_7/metrics.json").read_text())
-    assert run_of(account, "seed7").summary["test/miou"] == metrics["test/miou"]
+    final = run_of(account, "seed7")
+    assert final.summary["test/miou"] == metrics["test/miou"]
+    media = account.uploads(final.opened["name"])
+    for start in ("images/images/test", "table/confusion/test_table", "table/categories"):
+        assert [name for name in media if name.startswith(f"media/{start}")]
+    of_test = [f for run in account.runs for f in account.uploads(run) if "/test" in f]
+    assert {f for f in media if "/test" in f} == {*of_test}  # no trial has seen it
     assert Path(os.environ["RAY_TMPDIR"], "ray").is_dir()
     assert files_with_the_key(folder, os.environ["RAY_TMPDIR"]) == []
     assert KEY not in done.stdout + done.stderr

@@ -80,7 +80,7 @@ def without_times(values):
     return {
         name: value
         for name, value in values.items()
-        if name not in ("_timestamp", "_runtime", "_wandb", "images")
+        if name not in ("_timestamp", "_runtime", "_wandb", "images/val", "images/test")
     }
 
 

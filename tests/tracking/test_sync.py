@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from segray.config import RequestError, WorkError
+from segray.sweep import view
 from segray.tracking import TrackedImage
 from segray.tracking.sync import sync_runs
 
@@ -49,8 +50,8 @@ def track(start: Any) -> Callable[..., None]:
             tracker.log({"val/miou": epoch / 100}, epoch=epoch)
         image = np.zeros((8, 8, 3), np.uint8)
         mask = np.zeros((8, 8), np.uint8)
-        pictures = [TrackedImage("aachen", image, mask, mask)]
-        counts = np.eye(3, dtype=np.int64)
+        pictures = {"val": [TrackedImage("aachen", image, mask, mask)]}
+        counts = {"val": np.eye(3, dtype=np.int64)}
         tracker.finish({"best": epochs / 100}, confusion=counts, images=pictures)
 
     return track
@@ -201,6 +202,26 @@ def test_a_refused_key_is_a_wrong_request(track: Any, sync: Sync, online: Any) -
     online.behaviour = "denied"
     with pytest.raises(RequestError, match="refuses the key"):
         sync()
+
+
+def test_a_comparison_is_uploaded_from_its_own_folder(
+    start: Any, online: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a-vs-b"
+    folder.mkdir()
+    (folder / "compare.json").write_text("{}")
+    said: list[str] = []
+    assert view.sync([folder], said.append) == 0
+    tracker = start("offline", "compare-1", folder=folder, project="both", job_type="comparison")
+    tracker.finish({"verdict": "none"}, files=[folder / "compare.json"])
+    assert view.sync([folder], said.append) == 1
+    assert "1 run to upload" in said[1]
+    assert "project me/both" in said[1]
+    assert online.runs["compare-1"].summary["verdict"] == "none"
+    (report,) = (a for a in online.artifacts if a.type == "report")
+    assert (report.files["compare.json"], report.committed) == (b"{}", True)
+    assert view.sync([folder], said.append) == 0
+    assert "1 run uploaded already" in said[-1]
 
 
 def segray(*arguments: object) -> subprocess.CompletedProcess[str]:

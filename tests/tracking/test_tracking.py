@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from segray.tracking import TrackedImage, Tracker
+from segray.tracking import Table, TrackedImage, Tracker
 
 COUNTS = np.array([[5, 1, 0], [2, 7, 0], [0, 0, 0]], dtype=np.int64)
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -32,8 +32,8 @@ def train(tracker: Tracker, *, failed: bool = False, images: bool = True) -> Non
         metrics = {"val/miou": np.float32(epoch / 4), "val/iou/sky": float("nan"), "none": None}
         tracker.log(metrics, epoch=epoch)  # type: ignore[arg-type]
     summary = {"best": 0.75, "best_epoch": np.int64(3), "state": "finished", "worst": float("nan")}
-    pictures = [picture("a"), picture("b")] if images else []
-    tracker.finish(summary, confusion=COUNTS, images=pictures, failed=failed)
+    pictures = {"val": [picture("a"), picture("b")]} if images else {}
+    tracker.finish(summary, confusion={"val": COUNTS}, images=pictures, failed=failed)
 
 
 def inspect(log: Path, *options: str) -> list[dict[str, Any]]:
@@ -114,9 +114,9 @@ def test_offline_run_reads_back(start: Start, tmp_path: Path) -> None:
     assert [(r["_step"], r["val/miou"]) for r in rows] == [(1, 0.25), (2, 0.5), (3, 0.75)]
     assert not any("val/iou/sky" in r or "none" in r for r in rows)
     media = log.parent / "files" / "media"
-    assert len(list(media.glob("images/*.png"))) == 2
-    assert len(list(media.glob("images/mask/*.png"))) >= 3
-    (table,) = media.glob("table/confusion_table*.json")
+    assert len(list(media.glob("images/images/*.png"))) == 2
+    assert len(list(media.glob("images/mask/images/*.png"))) >= 3
+    (table,) = media.glob("table/confusion/val_table*.json")
     content = json.loads(table.read_text())
     assert content["columns"] == ["Actual", "Predicted", "nPredictions"]
     cells = {(true, pred): count for true, pred, count in content["data"]}
@@ -135,7 +135,7 @@ def test_two_runs_in_one_process_and_no_images(start: Start, tmp_path: Path) -> 
     worker.start()  # Tune runs trials outside the main thread
     worker.join()
     assert not list(tmp_path.glob("run/wandb/*trial-1/files/media/images/**/*.png"))
-    assert list(tmp_path.glob("run/wandb/*trial-2/files/media/images/*.png"))
+    assert list(tmp_path.glob("run/wandb/*trial-2/files/media/images/images/*.png"))
     for run_id, code in (("trial-1", 0), ("trial-2", 1)):
         log = offline_log(tmp_path, run_id)
         assert len([r for r in history(inspect(log)) if "val/miou" in r]) == 3
@@ -154,8 +154,8 @@ def test_online_run_arrives(start: Start, online: Any, tmp_path: Path) -> None:
     rows = [r for r in online.history() if "val/miou" in r]
     assert [r["_step"] for r in rows] == [1, 2, 3]
     uploads = online.uploads("trial-7")
-    assert any(name.startswith("media/table/confusion_table") for name in uploads)
-    assert len([n for n in uploads if n.startswith("media/images/images")]) == 2
+    assert any(name.startswith("media/table/confusion/val_table") for name in uploads)
+    assert len([n for n in uploads if n.startswith("media/images/images/val")]) == 2
     assert not [n for n in uploads if n.startswith(("requirements", "wandb-metadata", "code"))]
     assert key_holders(tmp_path) == []
     assert not any(KEY.encode() in body for _, _, body in online.requests)
@@ -306,14 +306,22 @@ def test_a_folder_that_cannot_be_made(start: Start, caplog: Any, tmp_path: Path)
     assert "not tracked" in caplog.text
 
 
-def test_bad_pictures_cost_neither_summary_nor_run(
+def test_what_cannot_be_shown_costs_neither_summary_nor_run(
     start: Start, caplog: Any, tmp_path: Path
 ) -> None:
     tracker = start("offline")
     tracker.log({"val/miou": 0.5}, epoch=1)
     bad = TrackedImage("x", np.zeros((2, 2, 7, 9), np.uint8), *[np.zeros(3, np.uint8)] * 2)
-    tracker.finish({"best": 0.5}, confusion=np.zeros((1, 1), np.int64), images=[bad])
-    assert "images are not shown" in caplog.text
+    tracker.finish(
+        {"best": 0.5},
+        confusion={"val": np.zeros((1, 1), np.int64)},
+        images={"val": [bad]},
+        tables={"mixed": Table(["a"], [[1], ["one"]]), "good": Table(["a"], [[1], [None]])},
+        files=[tmp_path / "none.html"],
+    )
+    for lost in ("matrix of val is", "images of val are", "table mixed is", "report is"):
+        assert f"the {lost} not shown" in caplog.text.replace("confusion matrix", "matrix")
+    assert list(tmp_path.glob("run/wandb/*/files/media/table/good*.json"))
     assert '"best"' in json.dumps(inspect(offline_log(tmp_path), "--summary"))
 
 
@@ -358,3 +366,59 @@ def test_an_epoch_told_twice_is_one_row(start: Start, online: Any) -> None:
         tracker.log({"val/miou": epoch / 4}, epoch=epoch)
     tracker.finish({})
     assert [row["_step"] for row in online.history() if "val/miou" in row] == [1, 2, 3]
+
+
+TABLE = Table(["epoch", "val/miou", "training"], [[1, 0.5, "a"], [2, np.float64("nan"), "b"]])
+CHART = Table(TABLE.columns, TABLE.rows, lines=("epoch", "val/miou", "training"))
+
+
+def finish_with_report(tracker: Tracker, folder: Path) -> dict[str, bytes]:
+    """Two files, of which one is a page; they change at once, as a comparison does that is made
+    again.
+    """
+    contents = {"report.html": b"<html><head></head>page</html>", "compare.json": b"{}"}
+    files = [folder / name for name in contents]
+    for file in files:
+        file.write_bytes(contents[file.name])
+    tracker.finish({"best": 1}, tables={"plain": TABLE, "curves": CHART}, files=files)
+    for file in files:
+        file.write_text("changed")
+    return contents
+
+
+def test_tables_and_files_read_back_offline(start: Start, tmp_path: Path) -> None:
+    tracker = start("offline")
+    finish_with_report(tracker, tmp_path)
+    assert tracker.warning is None
+    log = offline_log(tmp_path)
+    media = log.parent / "files" / "media"
+    for name in ("plain_", "curves_", "curves/chart_table_"):
+        (table,) = media.glob(f"table/{name}*.json")
+        content = json.loads(table.read_text())
+        assert content["columns"] == TABLE.columns
+        assert content["data"] == [[1, 0.5, "a"], [2, None, "b"]]
+    (page,) = media.glob("html/report_*.html")
+    assert page.read_text() == "<html><head></head>page</html>"  # nothing is linked into it
+    records = inspect(log)
+    (report,) = (
+        record["artifact"]
+        for record in records
+        if record["type"] == "artifact" and record["artifact"]["type"] == "report"
+    )
+    assert {file["path"] for file in report["manifest"]["contents"]} == {
+        "report.html",
+        "compare.json",
+    }
+    assert "wandb/line/v0" in json.dumps(records)
+
+
+def test_tables_and_files_arrive_online(start: Start, online: Any, tmp_path: Path) -> None:
+    tracker = start("online")
+    contents = finish_with_report(tracker, tmp_path)
+    assert tracker.warning is None
+    uploads = online.uploads("trial-7")
+    for start_of_name in ("table/plain_", "table/curves_", "table/curves/chart_", "html/report_"):
+        assert [n for n in uploads if n.startswith(f"media/{start_of_name}")]
+    (report,) = (a for a in online.artifacts if a.type == "report")
+    assert report.committed
+    assert {name: report.files[name] for name in contents} == contents

@@ -1,0 +1,112 @@
+"""Images of the test split beside what each model made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segray.compare.comparison import Picture
+from segray.compare.runs import Run
+from segray.config import RequestError
+from segray.data import IGNORE, Dataset, class_colours, open_dataset
+
+WIDTH = 480  # pixels of a panel
+DIFFERENT = 4  # images that show where two models differ most
+WORST = 2  # of each model
+
+_WRONG, _RIGHT, _IGNORED = (214, 39, 40), (226, 232, 238), (0, 0, 0)
+
+
+def image_iou(run: Run) -> NDArray[np.float64]:
+    """(N,) mean IoU of each image over the classes in its truth or prediction and over seeds."""
+    hits = np.diagonal(run.confusion, axis1=2, axis2=3).astype(np.float64)  # (S, N, K)
+    union = run.confusion.sum(2) + run.confusion.sum(3) - hits
+    with np.errstate(invalid="ignore"):
+        iou = hits / union  # NaN where a class is in neither
+    present = union > 0
+    means = np.where(present, iou, 0).sum(2) / np.maximum(present.sum(2), 1)
+    found: NDArray[np.float64] = means.mean(0)
+    return found
+
+
+def choose(runs: Sequence[Run]) -> list[tuple[int, str]]:
+    """Which test images to show, by position, and why: no image twice.
+
+    Where more than two models are compared, it is the first two that differ most in the former.
+    """
+    quality = [image_iou(run) for run in runs]
+    found: dict[int, str] = {}
+    if len(runs) > 1:
+        gap = quality[0] - quality[1]
+        for at in np.argsort(-np.abs(gap), kind="stable")[:DIFFERENT].tolist():
+            better, worse = (0, 1) if gap[at] > 0 else (1, 0)
+            found[at] = (
+                f"differ most: mean IoU {quality[better][at]:.2f} by {runs[better].name}, "
+                f"{quality[worse][at]:.2f} by {runs[worse].name}"
+            )
+    for run, values in zip(runs, quality, strict=True):
+        rest = [at for at in np.argsort(values, kind="stable").tolist() if at not in found]
+        for at in rest[:WORST]:
+            found[at] = f"worst of {run.name}: mean IoU {values[at]:.2f}"
+    return list(found.items())
+
+
+def draw(runs: Sequence[Run]) -> Iterator[Picture]:
+    """The chosen images: the input, the truth, and of each model what it predicted and missed.
+
+    The predictions are of the training whose weights are in best/. Raises RequestError where the
+    dataset or a prediction is not there.
+    """
+    data = runs[0].config.data
+    dataset = open_dataset(data)
+    place = {image_id: position for position, image_id in enumerate(dataset.ids)}
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(runs[0].classes)] = class_colours(data)
+    colours[IGNORE] = _IGNORED
+    for at, why in choose(runs):
+        image_id = runs[0].ids[at]
+        if image_id not in place:
+            raise RequestError(f"data.root: the test image {image_id} is not there any more")
+        yield _draw(runs, dataset, place[image_id], colours, why)
+
+
+def _draw(
+    runs: Sequence[Run], dataset: Dataset, position: int, colours: NDArray[np.uint8], why: str
+) -> Picture:
+    truth = dataset.native_mask(position)  # (H, W)
+    image = dataset.images[position]
+    size = (WIDTH, max(1, round(WIDTH * truth.shape[0] / truth.shape[1])))
+
+    def panel(classes: NDArray[np.uint8]) -> Image.Image:
+        return Image.fromarray(colours[classes]).resize(size, Image.Resampling.NEAREST)
+
+    panels = [
+        ("image", Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)),
+        ("truth", panel(truth)),
+    ]
+    for run in runs:
+        pred = _read_mask(run.chosen.folder / "preds" / f"{dataset.ids[position]}.png")
+        if pred.shape != truth.shape:
+            raise RequestError(
+                f"{run.chosen.folder}/preds: {dataset.ids[position]} is {pred.shape}, and its mask "
+                f"{truth.shape}: the dataset has changed since"
+            )
+        errors = np.where((pred == truth)[..., None], _RIGHT, _WRONG)
+        errors[truth == IGNORE] = _IGNORED
+        panels.append((f"{run.name}", panel(pred)))
+        wrong = Image.fromarray(errors.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        panels.append((f"{run.name}, errors", wrong))
+    return Picture(id=dataset.ids[position], why=why, panels=panels)
+
+
+def _read_mask(path: Path) -> NDArray[np.uint8]:
+    """The classes (H, W) of a PNG that the final stage wrote."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image, dtype=np.uint8)
+    except OSError as error:
+        raise RequestError(f"{path}: no prediction can be read there ({error})") from None

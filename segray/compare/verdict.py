@@ -1,0 +1,124 @@
+"""Figures -> sentences: what a comparison says, and what it does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from segray.compare.comparison import Model, Pair
+from segray.compare.runs import Run
+from segray.compare.statistics import Estimate
+from segray.sweep.progress import count
+
+LEVEL = "95 %"  # what statistics gives where nothing else is asked for
+
+
+def of_pair(a: Run, b: Run, miou: Estimate) -> str:
+    """The verdict on two models, the better mean first; `miou` is A's less B's."""
+    models = f"{a.name} ({a.described}) and {b.name} ({b.described})"
+    if miou.differs:
+        return (
+            f"{a.name} ({a.described}) is better than {b.name} ({b.described}) by "
+            f"{miou.value:.3f} mIoU ({_range(miou)}){_pretraining(a, b)}."
+        )
+    if not math.isfinite(miou.low):
+        return (
+            f"No interval can be given for {models}: {miou.note}. {a.name} is ahead by "
+            f"{miou.value:.3f} mIoU{_pretraining(a, b)}."
+        )
+    return (
+        f"No difference is shown between {models}: {a.name} is ahead by {miou.value:.3f} mIoU, "
+        f"which chance alone may have done ({_range(miou)}){_pretraining(a, b)}."
+    )
+
+
+def of_one(model: Model) -> str:
+    """What a sweep alone has come to."""
+    miou = model.miou
+    seeds = count(len(model.trainings), "seed")
+    within = f" ({_range(miou, '')})" if math.isfinite(miou.low) else ""
+    return f"{model.name} ({model.described}) has {miou.value:.3f} mIoU on test{within}, {seeds}."
+
+
+def of_all(models: Sequence[Model], pairs: Sequence[Pair]) -> str:
+    """The verdict on all models, which are given best first."""
+    if len(models) == 1:
+        return of_one(models[0])
+    if len(models) == 2:
+        return pairs[0].verdict
+    first, *others = (model.name for model in models)
+    against = {pair.b: pair for pair in pairs if pair.a == first}
+    worse = [name for name in others if against[name].miou.differs]
+    open_ = [name for name in others if name not in worse]
+    if not open_:
+        gaps = ", ".join(f"{against[name].miou.value:.3f} to {name}" for name in worse)
+        return f"{first} is better than each of the others in mIoU ({gaps})."
+    said = f"{first} has the highest mIoU, but no difference is shown to {_listed(open_)}"
+    return f"{said}; it is better than {_listed(worse)}." if worse else f"{said}."
+
+
+def not_covered(runs: Sequence[Run]) -> list[str]:
+    """What no interval here covers."""
+    first = runs[0]
+    cities = len(set(first.cities))
+    limits = [
+        "the luck of the tuning itself: "
+        + ("each sweep was" if len(runs) > 1 else "the sweep was")
+        + " run once, and another sampler's seed may find other parameters",
+        f"other cities: the test split has {count(cities, 'city')}"
+        if cities == 1
+        else f"other cities: the test split has {cities} of them",
+        "other cameras, weather and labelling than this dataset's",
+    ]
+    return [text.replace("1 city", "one") for text in limits]
+
+
+def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pair]) -> list[str]:
+    """How the figures came about."""
+    first = runs[0]
+    said = [
+        f"mIoU is computed from one matrix over all {len(first.ids)} test images, counted at the "
+        "size of the masks' files, and averaged over the seeds.",
+    ]
+    covered = {estimate.over for estimate in miou.values() if estimate.over}
+    if covered:
+        said.append(
+            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t, "
+            "Satterthwaite's degrees of freedom; images of one city are taken together)."
+        )
+    if pairs:
+        looks = pairs[0].miou.tests
+        categories = [estimate.tests for pair in pairs for estimate in pair.iou.values()]
+        said.append(
+            f"Intervals of differences are corrected after Bonferroni for {count(looks, 'pair')} "
+            f"of models in mIoU and for {max(categories, default=looks)} looks at categories."
+        )
+    for run in runs:
+        seeds = [training.seed for training in run.trainings]
+        if run.config.seed in seeds:
+            said.append(
+                f"{run.name}: seed {run.config.seed} is the search's own as well, so that training "
+                "repeats the winning trial, which was chosen for its score on val."
+            )
+    said += [f"{name}: {estimate.note}." for name, estimate in miou.items() if estimate.note]
+    return said
+
+
+def _pretraining(a: Run, b: Run) -> str:
+    """What stands in the verdict where one encoder was trained before and the other was not."""
+    if (a.pretrained is None) == (b.pretrained is None):
+        return ""
+    before, scratch = (a, b) if b.pretrained is None else (b, a)
+    what = "on ImageNet" if "mit-b" in str(before.pretrained) else f"({before.pretrained})"
+    return (
+        f", where the encoder of {before.name} was pretrained {what} and {scratch.name} began from "
+        "scratch"
+    )
+
+
+def _range(estimate: Estimate, sign: str = "+") -> str:
+    return f"{LEVEL} interval {estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
