@@ -34,7 +34,7 @@ WEIGHTS = {
 }
 ANY_MOMENT = ("driver", "all of Ray")  # of a sweep, its start included
 START_S = 25.0
-END_S = 240.0  # for a driver that nobody kills any more
+END_S = 600.0  # for a driver that nobody kills any more
 
 
 def alive(kind: str) -> list[int]:

@@ -15,7 +15,7 @@ from segray.config import load_sweep
 from segray.sweep.runner import run_sweep
 
 KILLS = int(os.environ.get("SEGRAY_CHAOS_KILLS", "5"))
-EPOCHS = max(30, 8 * KILLS)  # of a trial: the sweep has to outlast the kills
+EPOCHS = max(30, 5 * KILLS)  # of a trial: the sweep has to outlast the kills
 CHAOS = Path(__file__).with_name("chaos.py")
 APART = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
 LONG = {
