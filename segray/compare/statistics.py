@@ -232,18 +232,21 @@ def _one(models: list[_Model], t: int, level: float, tests: int) -> Estimate:
         (float(s.var(ddof=1)) / len(s), len(s) - 1.0, 0.0) for s in seeds if len(s) > 1
     ]
     se, se_images = (math.sqrt(sum(part[0] for part in p)) for p in (drawn, images))
-    note = "; ".join(filter(None, notes))
     pair = len(models) > 1
+    same = pair and abs(value) <= ROUNDING
+    if se <= ROUNDING and not same:
+        notes.append("no variation to judge by")
+    note = "; ".join(filter(None, notes))
+    if se <= ROUNDING and same:
+        return Estimate(0, 0, 0, 0, NAN, 1, 0.5, 0, 0, over, tests, note)
     if se <= ROUNDING:
-        if pair and abs(value) <= ROUNDING:
-            return Estimate(0, 0, 0, 0, NAN, 1, 0.5, 0, 0, over, tests, note)
-        return Estimate(value, over=over, tests=tests, note=note or "no variation to judge by")
+        return Estimate(value, over=over, tests=tests, note=note)
     df = _together(drawn)
     half = float(stdtrit(df, 1 - (1 - level) / (2 * tests))) * se
     return Estimate(
         value=value,
-        low=value - half,
-        high=value + half,
+        low=max(value - half, -1.0 if pair else 0.0),
+        high=min(value + half, 1.0),
         se=se,
         df=df,
         p=2 * float(stdtr(df, -abs(value) / se)) if pair else NAN,
