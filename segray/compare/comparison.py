@@ -95,6 +95,7 @@ class Pair:
     miou: Estimate
     iou: Mapping[str, Estimate]
     verdict: str  # one sentence
+    shown: bool = False  # that a is better
 
 
 @dataclass(frozen=True)

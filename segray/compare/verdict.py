@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from segray.compare.comparison import Model, Pair
@@ -16,7 +17,13 @@ LEVEL = "95 %"  # what statistics gives where nothing else is asked for
 def of_pair(a: Run, b: Run, miou: Estimate) -> str:
     """The verdict on two models, the better mean first; `miou` is A's less B's."""
     models = f"{a.name} ({a.described}) and {b.name} ({b.described})"
-    if miou.differs:
+    if not _seeds_known(a, b):
+        within = f" ({_range(miou)} over the {miou.over} alone)" if math.isfinite(miou.low) else ""
+        return (
+            f"No verdict on {models}: {a.name} is ahead by {miou.value:.3f} mIoU{within}, but one "
+            f"seed does not show how much another training would differ{_pretraining(a, b)}."
+        )
+    if shown(a, b, miou):
         return (
             f"{a.name} ({a.described}) is better than {b.name} ({b.described}) by "
             f"{miou.value:.3f} mIoU ({_range(miou)}){_pretraining(a, b)}."
@@ -30,6 +37,11 @@ def of_pair(a: Run, b: Run, miou: Estimate) -> str:
         f"No difference is shown between {models}: {a.name} is ahead by {miou.value:.3f} mIoU, "
         f"which chance alone may have done ({_range(miou)}){_pretraining(a, b)}."
     )
+
+
+def shown(a: Run, b: Run, miou: Estimate) -> bool:
+    """Whether one of the two is shown to be better: with one seed nothing is."""
+    return miou.differs and _seeds_known(a, b)
 
 
 def of_one(model: Model) -> str:
@@ -48,7 +60,7 @@ def of_all(models: Sequence[Model], pairs: Sequence[Pair]) -> str:
         return pairs[0].verdict
     first, *others = (model.name for model in models)
     against = {pair.b: pair for pair in pairs if pair.a == first}
-    worse = [name for name in others if against[name].miou.differs]
+    worse = [name for name in others if against[name].shown]
     open_ = [name for name in others if name not in worse]
     if not open_:
         gaps = ", ".join(f"{against[name].miou.value:.3f} to {name}" for name in worse)
@@ -100,8 +112,17 @@ def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pai
                 f"{run.name}: seed {run.config.seed} is the search's own as well, so that training "
                 "repeats the winning trial, which was chosen for its score on val."
             )
-    said += [f"{name}: {estimate.note}." for name, estimate in miou.items() if estimate.note]
+    said += [
+        f"{name}: {_named(estimate.note, first.classes)}."
+        for name, estimate in miou.items()
+        if estimate.note
+    ]
     return said
+
+
+def _seeds_known(a: Run, b: Run) -> bool:
+    """Whether it can be known how much another seed would have changed."""
+    return min(len(a.finals), len(b.finals)) > 1
 
 
 def _pretraining(a: Run, b: Run) -> str:
@@ -118,6 +139,11 @@ def _pretraining(a: Run, b: Run) -> str:
 
 def _range(estimate: Estimate, sign: str = "+") -> str:
     return f"{LEVEL} interval {estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
+
+
+def _named(note: str, classes: Sequence[str]) -> str:
+    """A note on mIoU, whose only numbers are classes."""
+    return re.sub(r"\d+", lambda index: classes[int(index[0])], note)
 
 
 def _listed(names: Sequence[str]) -> str:

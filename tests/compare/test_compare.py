@@ -307,13 +307,18 @@ def test_what_is_unfair_is_said(two, tmp_path):
     assert "may not last as many epochs" in said
 
 
-def test_without_the_dataset_there_are_no_pictures_and_the_rest_is_there(copies, tmp_path):
+def test_with_one_seed_there_is_no_verdict(two, tmp_path):
+    path = run(write_sweep(tmp_path, "single", UNET, run_cap=1, final={"seeds": [0]}))
+    comparison, _ = compare_runs([two[1], path], tmp_path / "out", cost=False)
+    assert comparison.verdict.startswith("No verdict on ")
+    assert "one seed does not show" in comparison.verdict
+    assert not comparison.pairs[0].shown
+
+
+def test_without_the_predictions_there_are_no_pictures_and_the_rest_is_there(copies, tmp_path):
     for path in copies:
-        file = path / "sweep.yaml"
-        file.write_text(file.read_text().replace("format: scenes", "format: scenes"))
-        shutil.rmtree(path / "final/seed_0/preds")
-        shutil.rmtree(path / "final/seed_1/preds")
-        shutil.rmtree(path / "final/seed_2/preds")
+        for preds in list(path.glob("final/*/preds")):
+            shutil.rmtree(preds)
     comparison, page = compare_runs(copies, tmp_path / "out", cost=False)
     assert any("No image is shown" in note for note in comparison.notes)
     assert "No image is shown" in page.read_text()
