@@ -141,16 +141,14 @@ def sweep(
             show_plan(replace(one, config=config))
         return
     with _Advice(files[0]):
-        results = run_sweeps(
+        run_sweeps(
             [one.config for one in read],
             resume=resume,
             extend=extend or 0,
             replace=smoke_test,
             command=context.obj,
+            done=lambda result: _report(result.folder) if result.final else None,
         )
-    for result in results:
-        if result.final:
-            _report(result.folder)
 
 
 @app.command()
@@ -201,8 +199,11 @@ def compare(
     """
     from segray.compare.compare import compare_runs
     from segray.compare.wandb_view import log_comparison, report_in_wandb
+    from segray.config import RequestError
     from segray.sweep.progress import count
 
+    if wandb_report and len(runs) < 2:
+        raise RequestError("--wandb-report is of a comparison: name two runs or more")
     comparison, page = compare_runs([Path(run) for run in runs], out, typer.echo, cost=cost)
     console = Console(highlight=False, soft_wrap=True)
     console.print()
@@ -212,8 +213,9 @@ def compare(
     if len(comparison.pairs) > 1:
         for pair in comparison.pairs:
             console.print(Text(pair.verdict))
-    cities = count(len(comparison.cities), "city").replace("citys", "cities")
-    console.print(f"On {count(comparison.images, 'test image')} of {cities}. Not covered:")
+    cities = len(comparison.cities)
+    of = f" of {cities} {'city' if cities == 1 else 'cities'}" if cities else ""
+    console.print(f"On {count(comparison.images, 'test image')}{of}. Not covered:")
     for limit in comparison.not_covered:
         console.print(Text(f"  {limit}"))
     console.print(Text(f"\nThe page: {page}   all figures: {page.parent / 'compare.json'}"))
@@ -226,14 +228,14 @@ def compare(
 def _report(folder: Path) -> None:
     """A sweep's own page; whatever goes wrong with it, the sweep is done."""
     from segray.compare.compare import compare_runs
-    from segray.config import SegrayError
 
     again = shlex.join(["segray", "compare", str(folder)])
     try:
         _, page = compare_runs([folder])
-    except (SegrayError, OSError) as error:
+    except Exception as error:
         _complain(
-            f"the report could not be made: {error}\nThe sweep is done; to try again: {again}"
+            f"the report could not be made: {type(error).__name__}: {error}\n"
+            f"The sweep is done; to try again: {again}"
         )
         return
     typer.echo(f"  report.html       all of it on one page: open {page} in a browser")

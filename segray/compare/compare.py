@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,6 @@ from segray.config import RequestError, SegrayError
 from segray.data import class_colours
 from segray.sweep.records import row, write_text
 
-VOID = "void"
 Say = Callable[[str], None]
 
 
@@ -58,8 +58,9 @@ def compare_runs(
         say(f"the page has no pictures: {error}")
         comparison.notes.append(f"No image is shown: {error}")
     page = folder / "report.html"
+    studies = {run.name: study for run in found if (study := _study(run)) is not None}
+    write_report(page, comparison, shown, studies)
     write_text(folder / "compare.json", json.dumps(comparison.as_json(), indent=1) + "\n")
-    write_report(page, comparison, shown, {run.name: _study(run) for run in found})
     return comparison, page
 
 
@@ -73,6 +74,8 @@ def _default_folder(found: Sequence[Run]) -> Path:
 def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise RequestError(
             f"cannot write to {folder}: {error.strerror}; name another folder with --out"
@@ -81,7 +84,7 @@ def _check_writable(folder: Path) -> None:
 
 def _compare(found: Sequence[Run], say: Say, cost: bool) -> Comparison:
     first = found[0]
-    keep = [k for k, name in enumerate(first.classes) if name != VOID]
+    keep = runs.scored_classes(first.classes)
     spent = {run.name: runs.spent(run) for run in found}
     scores = {run.name: statistics.estimate(run.confusion, run.cities, keep) for run in found}
     ordered = sorted(found, key=lambda run: -scores[run.name].miou.value)
@@ -111,7 +114,7 @@ def _compare(found: Sequence[Run], say: Say, cost: bool) -> Comparison:
         classes=list(first.classes),
         colours=[(int(r), int(g), int(b)) for r, g, b in class_colours(first.config.data)],
         images=len(first.ids),
-        cities=Counter(first.cities),
+        cities=Counter(city for city in first.cities if city),
         evaluated_at="the size of the masks' files",
         created=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         version=__version__,
@@ -164,7 +167,10 @@ def _ordered(found: Sequence[Run], comparison: Comparison) -> list[Run]:
     return sorted(found, key=lambda run: place[run.name])
 
 
-def _study(run: Run) -> optuna.Study:
+def _study(run: Run) -> optuna.Study | None:
+    """The sweep's study, where it is there."""
+    if not run.folder.study.is_file():
+        return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = JournalStorage(JournalFileBackend(str(run.folder.study)))
     return optuna.load_study(study_name=None, storage=storage)

@@ -48,7 +48,7 @@ class Cost:
     latency_ms: float  # batch 1, median
     images_per_s: float  # at best_batch
     best_batch: int
-    peak_memory_mb: float  # of the process (CPU) or of the device's allocations, at best_batch
+    peak_memory_mb: float  # of the process (CPU) or of the device's allocations, at batch 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Spent:
     trials: int
     epochs: int
     gpu_hours: float  # of its trials' training, times GPUs, or times workers where there are none
-    to_best_gpu_hours: float  # until the winner had ended
+    to_best_gpu_hours: float  # until the winner's best epoch had ended
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Comparison:
     classes: Sequence[str]
     colours: Sequence[tuple[int, int, int]]
     images: int
-    cities: Mapping[str, int]  # images of each
+    cities: Mapping[str, int]  # images of each; empty where images have none
     evaluated_at: str
     created: str
     version: str

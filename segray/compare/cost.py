@@ -69,6 +69,7 @@ def _measure(folder: Path, height: int, width: int) -> dict[str, object]:
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(1, 3, height, width, device=device))
     latency = seconds(1, SECONDS)
+    peak = peak_bytes(device)
     best, speed = 1, 1 / latency
     for batch in BATCHES[1:]:
         if batch * latency > SECONDS:  # one pass would take too long
@@ -89,7 +90,7 @@ def _measure(folder: Path, height: int, width: int) -> dict[str, object]:
         "latency_ms": 1000 * latency,
         "images_per_s": speed,
         "best_batch": best,
-        "peak_memory_mb": peak_bytes(device) / 2**20,
+        "peak_memory_mb": peak / 2**20,
     }
 
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.compare.comparison import Picture
-from segray.compare.runs import Run
+from segray.compare.runs import Run, scored_classes
 from segray.config import RequestError
-from segray.data import IGNORE, Dataset, class_colours, open_dataset
+from segray.data import IGNORE, class_colours, read_splits
+from segray.data.pairs import PairReader
 
 WIDTH = 480  # pixels of a panel
 DIFFERENT = 4  # images that show where two models differ most
@@ -22,13 +23,17 @@ _WRONG, _RIGHT, _IGNORED = (214, 39, 40), (226, 232, 238), (0, 0, 0)
 
 
 def image_iou(run: Run) -> NDArray[np.float64]:
-    """(N,) mean IoU of each image over the classes in its truth or prediction and over seeds."""
+    """(N,) mean IoU of each image over the classes in its truth or prediction and over seeds.
+
+    Void, where it is a class, is left out, as everywhere.
+    """
+    keep = scored_classes(run.classes)
     hits = np.diagonal(run.confusion, axis1=2, axis2=3).astype(np.float64)  # (S, N, K)
     union = run.confusion.sum(2) + run.confusion.sum(3) - hits
-    with np.errstate(invalid="ignore"):
-        iou = hits / union  # NaN where a class is in neither
+    hits, union = hits[..., keep], union[..., keep]
     present = union > 0
-    means = np.where(present, iou, 0).sum(2) / np.maximum(present.sum(2), 1)
+    iou = np.where(present, hits / np.maximum(union, 1), 0)
+    means = iou.sum(2) / np.maximum(present.sum(2), 1)
     found: NDArray[np.float64] = means.mean(0)
     return found
 
@@ -45,13 +50,13 @@ def choose(runs: Sequence[Run]) -> list[tuple[int, str]]:
         for at in np.argsort(-np.abs(gap), kind="stable")[:DIFFERENT].tolist():
             better, worse = (0, 1) if gap[at] > 0 else (1, 0)
             found[at] = (
-                f"differ most: mean IoU {quality[better][at]:.2f} by {runs[better].name}, "
-                f"{quality[worse][at]:.2f} by {runs[worse].name}"
+                f"differ most: mean IoU over the seeds {quality[better][at]:.2f} by "
+                f"{runs[better].name}, {quality[worse][at]:.2f} by {runs[worse].name}"
             )
     for run, values in zip(runs, quality, strict=True):
         rest = [at for at in np.argsort(values, kind="stable").tolist() if at not in found]
         for at in rest[:WORST]:
-            found[at] = f"worst of {run.name}: mean IoU {values[at]:.2f}"
+            found[at] = f"worst of {run.name}: mean IoU over the seeds {values[at]:.2f}"
     return list(found.items())
 
 
@@ -62,8 +67,9 @@ def draw(runs: Sequence[Run]) -> Iterator[Picture]:
     dataset or a prediction is not there.
     """
     data = runs[0].config.data
-    dataset = open_dataset(data)
-    place = {image_id: position for position, image_id in enumerate(dataset.ids)}
+    samples, _ = read_splits(data)
+    place = {sample.id: sample for sample in samples}
+    reader = PairReader(data)
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(runs[0].classes)] = class_colours(data)
     colours[IGNORE] = _IGNORED
@@ -71,14 +77,20 @@ def draw(runs: Sequence[Run]) -> Iterator[Picture]:
         image_id = runs[0].ids[at]
         if image_id not in place:
             raise RequestError(f"data.root: the test image {image_id} is not there any more")
-        yield _draw(runs, dataset, place[image_id], colours, why)
+        image = reader.read(place[image_id]).image
+        truth = reader.read_mask(place[image_id])
+        yield _draw(runs, image_id, image, truth, colours, why)
 
 
 def _draw(
-    runs: Sequence[Run], dataset: Dataset, position: int, colours: NDArray[np.uint8], why: str
+    runs: Sequence[Run],
+    image_id: str,
+    image: NDArray[np.uint8],
+    truth: NDArray[np.uint8],
+    colours: NDArray[np.uint8],
+    why: str,
 ) -> Picture:
-    truth = dataset.native_mask(position)  # (H, W)
-    image = dataset.images[position]
+    """`image` (h, w, 3) and `truth` (H, W) may have other sizes."""
     size = (WIDTH, max(1, round(WIDTH * truth.shape[0] / truth.shape[1])))
 
     def panel(classes: NDArray[np.uint8]) -> Image.Image:
@@ -89,10 +101,10 @@ def _draw(
         ("truth", panel(truth)),
     ]
     for run in runs:
-        pred = _read_mask(run.chosen.folder / "preds" / f"{dataset.ids[position]}.png")
+        pred = _read_mask(run.chosen.folder / "preds" / f"{image_id}.png")
         if pred.shape != truth.shape:
             raise RequestError(
-                f"{run.chosen.folder}/preds: {dataset.ids[position]} is {pred.shape}, and its mask "
+                f"{run.chosen.folder}/preds: {image_id} is {pred.shape}, and its mask "
                 f"{truth.shape}: the dataset has changed since"
             )
         errors = np.where((pred == truth)[..., None], _RIGHT, _WRONG)
@@ -100,7 +112,7 @@ def _draw(
         panels.append((f"{run.name}", panel(pred)))
         wrong = Image.fromarray(errors.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
         panels.append((f"{run.name}, errors", wrong))
-    return Picture(id=dataset.ids[position], why=why, panels=panels)
+    return Picture(id=image_id, why=why, panels=panels)
 
 
 def _read_mask(path: Path) -> NDArray[np.uint8]:

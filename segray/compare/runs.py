@@ -5,9 +5,7 @@ S seeds of the final stage, N test images, K classes.
 
 from __future__ import annotations
 
-import json
 import shlex
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.compare.comparison import Spent, Training
-from segray.config import RequestError, SweepConfig, UNet
+from segray.config import RequestError, SweepConfig, UNet, trial_count
 from segray.sweep.progress import count
 from segray.sweep.records import (
     RunFolder,
@@ -25,11 +23,13 @@ from segray.sweep.records import (
     ranked,
     read_assignment,
     read_config,
+    read_confusion,
     read_outcome,
     reading,
 )
 from segray.train import read_records
 
+VOID = "void"
 TOLERANCE = 0.1  # between what two sweeps have spent, for their comparison to be fair
 _PLACES = ("root", "size")  # of a data section: may differ, as what is compared is counted
 _CURVES = ("train/loss", "val/loss", "val/miou", "train/lr", "train/grad_norm")
@@ -52,6 +52,7 @@ class Run:
     ids: tuple[str, ...]
     cities: tuple[str, ...]
     classes: tuple[str, ...]
+    tuned_on: str | None  # a digest of the images of train and val; earlier versions had none
 
     @property
     def pretrained(self) -> str | None:
@@ -118,7 +119,10 @@ def _open(folder: RunFolder, name: str) -> Run:
             f"{path}: its final stage has no score on test ({'; '.join(missing)}). To go on:\n"
             f"  {again}"
         )
-    tables = [_read_confusion(result.folder / "confusion.npz", again) for _, result in finals]
+    try:
+        tables = [read_confusion(result.folder / "confusion.npz") for _, result in finals]
+    except RequestError as error:
+        raise RequestError(f"{error}:\n  {again}") from None
     first = tables[0]
     for table, (_, result) in zip(tables, finals, strict=True):
         if not _same_truth(first, table):
@@ -128,20 +132,36 @@ def _open(folder: RunFolder, name: str) -> Run:
             )
     trials = ranked(_ended(folder), config.metric.goal)
     assignment = finals[0][1].assignment
+    winner = next((trial for trial in trials if trial.assignment == assignment), None)
+    if winner is None:
+        raise RequestError(
+            f"{path}: its final stage trained {assignment}, and no trial in trials/ had these "
+            "parameters: the folder is not whole"
+        )
+    keep = scored_classes(first["classes"].tolist())
     return Run(
         name=name,
         folder=folder,
         config=config,
         trials=tuple(trials),
-        winner=next((t for t in trials if t.assignment == assignment), trials[0]),
+        winner=winner,
         finals=tuple(result for _, result in finals),
-        trainings=tuple(_training(seed, result, config) for seed, result in finals),
+        trainings=tuple(
+            _training(seed, result, config, keep, table["confusion"].sum(0))
+            for (seed, result), table in zip(finals, tables, strict=True)
+        ),
         missing=tuple(missing),
         confusion=np.stack([table["confusion"] for table in tables]),
         ids=tuple(first["ids"].tolist()),
         cities=tuple(first["cities"].tolist()),
         classes=tuple(first["classes"].tolist()),
+        tuned_on=str(first["tuned_on"]) if "tuned_on" in first else None,
     )
+
+
+def scored_classes(classes: Sequence[str]) -> list[int]:
+    """The classes that count: all but void, where it is one."""
+    return [k for k, name in enumerate(classes) if name != VOID]
 
 
 def _ended(folder: RunFolder) -> Iterator[TrialResult]:
@@ -150,36 +170,22 @@ def _ended(folder: RunFolder) -> Iterator[TrialResult]:
             yield TrialResult(path.name, path, read_assignment(path), outcome)
 
 
-def _read_confusion(path: Path, again: str) -> dict[str, NDArray[Any]]:
-    """confusion.npz, checked; raises RequestError where it is not what a final stage writes."""
-    try:
-        # Opened here, as np.load leaves a torn file open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            table = {name: saved[name] for name in ("confusion", "ids", "cities", "classes")}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    else:
-        n, k = len(table["ids"]), len(table["classes"])
-        counts = table["confusion"]
-        if counts.shape == (n, k, k) and counts.dtype == np.int64 and len(table["cities"]) == n:
-            return table
-        said = f"its matrices are {counts.dtype} of {counts.shape}, for {n} images, {k} classes"
-    raise RequestError(
-        f"{path}: expected a matrix for each test image, as the final stage writes them ({said}). "
-        f"Remove the folder {path.parent}, and train and score it again:\n  {again}"
-    )
-
-
 def _same_truth(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> bool:
     """Whether both were scored on the same pixels."""
     same = all(np.array_equal(one[name], other[name]) for name in ("ids", "classes"))
     return same and np.array_equal(one["confusion"].sum(2), other["confusion"].sum(2))
 
 
-def _training(seed: int, result: TrialResult, config: SweepConfig) -> Training:
-    file = result.folder / "metrics.json"
-    with reading(file):
-        miou = float(json.loads(file.read_text())["test/miou"])
+def _training(
+    seed: int,
+    result: TrialResult,
+    config: SweepConfig,
+    keep: Sequence[int],
+    confusion: NDArray[np.int64],
+) -> Training:
+    hits = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    present = [k for k in keep if union[k]]
     records = read_records(result.folder / "metrics.jsonl")
     outcome = result.outcome
     names = dict.fromkeys([config.metric.name, *_CURVES])
@@ -189,7 +195,7 @@ def _training(seed: int, result: TrialResult, config: SweepConfig) -> Training:
         state=outcome.state,
         reason=outcome.reason,
         val=outcome.best_value if outcome.best_value is not None else float("nan"),
-        test_miou=miou,
+        test_miou=float(np.mean(hits[present] / union[present])) if present else float("nan"),
         best_epoch=outcome.best_epoch or 0,
         epochs=outcome.epochs,
         seconds=outcome.seconds,
@@ -198,16 +204,18 @@ def _training(seed: int, result: TrialResult, config: SweepConfig) -> Training:
 
 
 def spent(run: Run) -> Spent:
-    """What the search of a run has spent; a final stage is paid for by all alike."""
+    """What the search of a run has spent; how final stages differ is for `unfair` to say."""
     ended, hours, until = [], [], float("inf")
     for trial in run.trials:
         begun = read_config(trial.folder)
         devices = begun.workers * (begun.gpus_per_worker or 1) if begun else 1
-        for record in read_records(trial.folder / "metrics.jsonl"):
-            ended.append(record["time/ended"])
-            hours.append(record["time/epoch_s"] * devices / 3600)
-            if trial is run.winner and record["epoch"] == trial.outcome.best_epoch:
-                until = record["time/ended"]
+        file = trial.folder / "metrics.jsonl"
+        with reading(file):
+            for record in read_records(file):
+                ended.append(record["time/ended"])
+                hours.append(record["time/epoch_s"] * devices / 3600)
+                if trial is run.winner and record["epoch"] == trial.outcome.best_epoch:
+                    until = record["time/ended"]
     return Spent(
         trials=len(run.trials),
         epochs=sum(trial.outcome.epochs for trial in run.trials),
@@ -247,6 +255,8 @@ def check_comparable(runs: Sequence[Run]) -> None:
             for key in dict.fromkeys([*before, *now])
             if before.get(key) != now.get(key) and key not in _PLACES
         ]
+        if run.tuned_on != first.tuned_on and None not in (run.tuned_on, first.tuned_on):
+            changed.append("  the ids of the images in train and val")
         if changed:
             lines = "\n".join(changed)
             raise RequestError(
@@ -273,16 +283,35 @@ def unfair(runs: Sequence[Run], costs: Sequence[Spent]) -> list[str]:
         for run in runs
         if run.missing
     ]
+    for run in runs:
+        if again := run.folder.past_finals:
+            found.append(
+                f"Of {run.name} the test split was scored {again + 1} times, as trials were added "
+                "after its score was known."
+            )
+        all_ended = len(run.trials) >= trial_count(run.config)
+        if run.folder.running() or not (run.folder.done or all_ended):
+            found.append(f"The sweep {run.name} has not come to its end: its winner may change.")
     kinds: list[tuple[str, list[Any]]] = [
         ("images were not taken at the same size", [list(run.config.data.size) for run in runs]),
         ("trainings may not last as many epochs", [run.config.train.epochs for run in runs]),
         ("sweeps were not tuned for the same metric", [run.config.metric.name for run in runs]),
         ("search methods differ", [run.config.method for run in runs]),
+        ("trials are not stopped early alike", [_stops(run.config) for run in runs]),
+        (
+            "final stages did not choose among as many trials (final.top_k)",
+            [run.config.final.top_k if run.config.final else 0 for run in runs],
+        ),
     ]
     for what, values in kinds:
         if any(value != values[0] for value in values):
             found.append(f"The {what}: {_each(runs, values)}.")
     return found
+
+
+def _stops(config: SweepConfig) -> str:
+    rule = config.early_terminate
+    return rule.type if rule is not None else "never"
 
 
 def _each(runs: Sequence[Run], values: Sequence[object]) -> str:

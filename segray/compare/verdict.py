@@ -58,31 +58,41 @@ def of_all(models: Sequence[Model], pairs: Sequence[Pair]) -> str:
         return of_one(models[0])
     if len(models) == 2:
         return pairs[0].verdict
-    first, *others = (model.name for model in models)
+    best, *rest = models
+    first, others = best.name, [model.name for model in rest]
     against = {pair.b: pair for pair in pairs if pair.a == first}
     worse = [name for name in others if against[name].shown]
-    open_ = [name for name in others if name not in worse]
-    if not open_:
+    silent = [
+        model.name
+        for model in rest
+        if not math.isfinite(against[model.name].miou.low)
+        or min(len(best.trainings), len(model.trainings)) < 2
+    ]
+    alike = [name for name in others if name not in worse and name not in silent]
+    said = []
+    if worse:
         gaps = ", ".join(f"{against[name].miou.value:.3f} to {name}" for name in worse)
-        return f"{first} is better than each of the others in mIoU ({gaps})."
-    said = f"{first} has the highest mIoU, but no difference is shown to {_listed(open_)}"
-    return f"{said}; it is better than {_listed(worse)}." if worse else f"{said}."
+        whom = "each of the others" if len(worse) == len(others) else _listed(worse)
+        said.append(f"is better than {whom} in mIoU ({gaps})")
+    if alike:
+        said.append(f"no difference is shown to {_listed(alike)}")
+    if silent:
+        said.append(f"there is no verdict on {_listed(silent)}, see below")
+    lead = "" if worse else "has the highest mIoU; "
+    return f"{first} ({best.described}) {lead}{'; '.join(said)}{_pretraining(*models)}."
 
 
 def not_covered(runs: Sequence[Run]) -> list[str]:
     """What no interval here covers."""
-    first = runs[0]
-    cities = len(set(first.cities))
-    limits = [
-        "the luck of the tuning itself: "
-        + ("each sweep was" if len(runs) > 1 else "the sweep was")
-        + " run once, and another sampler's seed may find other parameters",
-        f"other cities: the test split has {count(cities, 'city')}"
-        if cities == 1
-        else f"other cities: the test split has {cities} of them",
+    number = len({city for city in runs[0].cities if city})
+    once = "each sweep was" if len(runs) > 1 else "the sweep was"
+    others = {0: "places", 1: "cities: the test split has one"}
+    return [
+        f"the luck of the tuning itself: {once} run once, and another seed of its sampler may find "
+        "other parameters",
+        f"other {others.get(number, f'cities: the test split has {number} of them')}",
         "other cameras, weather and labelling than this dataset's",
     ]
-    return [text.replace("1 city", "one") for text in limits]
 
 
 def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pair]) -> list[str]:
@@ -112,9 +122,10 @@ def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pai
                 f"{run.name}: seed {run.config.seed} is the search's own as well, so that training "
                 "repeats the winning trial, which was chosen for its score on val."
             )
+    between = {f"{pair.a} and {pair.b}": pair.miou for pair in pairs}
     said += [
-        f"{name}: {_named(estimate.note, first.classes)}."
-        for name, estimate in miou.items()
+        f"{name}: {_named(estimate.note, first)}."
+        for name, estimate in {**miou, **between}.items()
         if estimate.note
     ]
     return said
@@ -125,25 +136,34 @@ def _seeds_known(a: Run, b: Run) -> bool:
     return min(len(a.finals), len(b.finals)) > 1
 
 
-def _pretraining(a: Run, b: Run) -> str:
-    """What stands in the verdict where one encoder was trained before and the other was not."""
-    if (a.pretrained is None) == (b.pretrained is None):
+def _pretraining(*models: Run | Model) -> str:
+    """What stands in the verdict where not all encoders began alike."""
+    origins = {model.name: _origin(model.pretrained) for model in models}
+    if len(set(origins.values())) < 2:
         return ""
-    before, scratch = (a, b) if b.pretrained is None else (b, a)
-    what = "on ImageNet" if "mit-b" in str(before.pretrained) else f"({before.pretrained})"
-    return (
-        f", where the encoder of {before.name} was pretrained {what} and {scratch.name} began from "
-        "scratch"
-    )
+    trained = [f"that of {name} {how}" for name, how in origins.items() if how]
+    scratch = [name for name, how in origins.items() if not how]
+    told = f"; not all encoders began alike: {_listed(trained)}"
+    return f"{told}, {_listed(scratch)} from scratch" if scratch else told
+
+
+def _origin(pretrained: str | None) -> str:
+    if pretrained is None:
+        return ""
+    on_imagenet = re.fullmatch(r"nvidia/mit-b[0-5]", pretrained)
+    return "was pretrained on ImageNet" if on_imagenet else f"was pretrained ({pretrained})"
 
 
 def _range(estimate: Estimate, sign: str = "+") -> str:
-    return f"{LEVEL} interval {estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}"
+    corrected = f", corrected for {estimate.tests} pairs" if estimate.tests > 1 else ""
+    return f"{LEVEL} interval {estimate.low:{sign}.3f} to {estimate.high:{sign}.3f}{corrected}"
 
 
-def _named(note: str, classes: Sequence[str]) -> str:
+def _named(note: str, run: Run) -> str:
     """A note on mIoU, whose only numbers are classes."""
-    return re.sub(r"\d+", lambda index: classes[int(index[0])], note)
+    if not any(run.cities):
+        note = note.replace("all images are of one city", "the images have no cities")
+    return re.sub(r"\d+", lambda index: run.classes[int(index[0])], note)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def _spare(folder: RunFolder) -> Iterator[Path]:
 def _trials(path: Path, running: bool = False) -> tuple[list[TrialResult], list[Running]]:
     """Of the trials in a folder: those that have ended, and those that have not."""
     ended, begun = [], []
-    for folder in sorted(path.iterdir()) if path.is_dir() else []:
+    for folder in sorted(path.glob("[!.]*/")):  # a dot begins what is not whole yet
         outcome = read_outcome(folder)
         assignment = read_assignment(folder)
         if outcome is not None:

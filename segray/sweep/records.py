@@ -20,12 +20,16 @@ import secrets
 import shlex
 import shutil
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from segray.config import (
@@ -337,9 +341,24 @@ class RunFolder:
             return
         temporary = target.with_name(f".{target.name}")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(self.candidate(trial_id, seed), temporary)
-        (temporary / "outcome.json").unlink()  # of a training without its score on test
+        # Not the outcome, which is that of a training without its score on test.
+        source, left_out = self.candidate(trial_id, seed), shutil.ignore_patterns("outcome.json")
+        shutil.copytree(source, temporary, ignore=left_out)
         temporary.rename(target)
+
+    def choice(self, among: Sequence[str]) -> str | None:
+        """Which of these candidates was chosen, if the choice was made among them."""
+        path = self.path / "candidates" / "choice.json"
+        if not path.is_file():
+            return None
+        with reading(path):
+            made = json.loads(path.read_text())
+            return str(made["winner"]) if made["among"] == list(among) else None
+
+    def write_choice(self, winner: str, among: Sequence[str]) -> None:
+        """Record which candidate was chosen, so that it stays so."""
+        made = {"winner": winner, "among": list(among)}
+        write_text(self.path / "candidates" / "choice.json", json.dumps(made) + "\n")
 
     @property
     def past_finals(self) -> int:
@@ -515,6 +534,38 @@ def read_outcome(folder: Path) -> Outcome | None:
         return None
     with reading(path):
         return Outcome(**json.loads(path.read_text()))
+
+
+def test_miou(path: Path) -> float:
+    """The headline of a final training's metrics.json; void, where it is a class, is left out."""
+    with reading(path):
+        found = json.loads(path.read_text())
+        return float(found.get("test/miou_without_void", found["test/miou"]))
+
+
+def read_confusion(path: Path) -> dict[str, NDArray[Any]]:
+    """confusion.npz: N test images' `confusion` (N, K, K) [true, predicted], `ids`, `cities` (N),
+    `classes` (K) and, since there is one, `tuned_on`, a digest of the ids of train and val.
+
+    Raises RequestError where it is not what a final stage writes.
+    """
+    try:
+        # Opened here, as np.load leaves a torn file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            table = {name: saved[name] for name in saved.files}
+        counts, n, k = table["confusion"], len(table["ids"]), len(table["classes"])
+        if counts.shape != (n, k, k) or counts.dtype != np.int64 or len(table["cities"]) != n:
+            raise ValueError(f"{counts.dtype} of {counts.shape}, for {n} images, {k} classes")
+    except (OSError, EOFError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (zipfile.BadZipFile, zlib.error) as error:
+        said = str(error)
+    else:
+        return table
+    raise RequestError(
+        f"{path}: expected a matrix for each test image, as the final stage writes them ({said}). "
+        f"Remove the folder {path.parent} and resume the sweep, which trains and scores it again"
+    )
 
 
 def failed_outcome(folder: Path, reason: str) -> Outcome:

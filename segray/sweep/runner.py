@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from segray.sweep.records import (
     ranked,
     read_assignment,
     row,
+    test_miou,
     write_outcome,
     write_text,
 )
@@ -62,6 +62,14 @@ class SweepResult:
         return self.trials[0]
 
     @property
+    def winner(self) -> TrialResult:
+        """What the final stage trained, which top_k may have chosen; without one, `best`."""
+        if not self.final:
+            return self.best
+        trained = self.final[0].assignment
+        return next((t for t in self.trials if t.assignment == trained), self.best)
+
+    @property
     def table(self) -> list[dict[str, Any]]:
         """The leaderboard: trial, state, best_value, epochs, parameters, ..., the best first."""
         return [row(trial) for trial in self.trials]
@@ -74,12 +82,13 @@ def run_sweeps(
     extend: int = 0,
     replace: bool = False,
     command: Sequence[str] = (),
+    done: Callable[[SweepResult], None] = lambda result: None,
 ) -> list[SweepResult]:
     """Run sweeps one after the other; one that fails does not keep the next from its turn.
 
     They share one budget evenly. `extend` is as for `run_sweep`. `replace` is for smoke tests: each
-    takes the place of the one before it. Raises what `run_sweep` raised where there is one sweep,
-    else WorkError once all have had their turn.
+    takes the place of the one before it. `done` is called as each has come to its end. Raises what
+    `run_sweep` raised where there is one sweep, else WorkError once all have had their turn.
     """
     taken: dict[Path, int] = {}
     for config in configs:
@@ -100,7 +109,9 @@ def run_sweeps(
     for config in configs:
         screen = _screen(config)
         try:
-            results.append(run_sweep(config, screen, resume=resume, extend=extend, command=command))
+            result = run_sweep(config, screen, resume=resume, extend=extend, command=command)
+            results.append(result)
+            done(result)
         except (Interrupted, RayLost):
             raise
         except Exception as error:
@@ -397,6 +408,9 @@ def _choose(
     assert config.final is not None
     seeds = config.final.seeds
     able = [trials[0], *(trial for trial in trials[1:] if not trial.outcome.broken)]
+    # Once made, the choice stands: test may have been scored since.
+    if (before := folder.choice([trial.id for trial in able])) is not None:
+        return next(trial for trial in able if trial.id == before)
     screen.say(
         f"candidates: the best {count(len(able), 'trial')} trained again with "
         f"{count(len(seeds), 'seed')}: {stage}"
@@ -420,7 +434,9 @@ def _choose(
     for trial in able:
         told = " ".join(f"{value:.4f}" for value in values[trial.id]) or "no result"
         screen.say(f"  trial {trial.id}: {config.metric.name} {told}")
-    return max(able, key=quality)
+    winner = max(able, key=quality)
+    folder.write_choice(winner.id, [trial.id for trial in able])
+    return winner
 
 
 def _specs(
@@ -480,7 +496,7 @@ def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: Tria
 
 def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, screen: Screen) -> None:
     """The leaderboard, the winner, and where everything is; `kept` is what best/ holds."""
-    best, outcome = result.best, result.best.outcome
+    best, outcome = result.winner, result.winner.outcome
     screen.leaderboard(result.trials, "Trials, best first" if len(result.trials) > 1 else "Trial")
     if result.final:
         screen.leaderboard(result.final, "Final")
@@ -491,7 +507,7 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
     for name, value in best.assignment.items():
         screen.line(f"  {name}: {value}")
     scored = [
-        json.loads(path.read_text())["test/miou"]
+        test_miou(path)
         for final in result.final
         if (path := final.folder / "metrics.json").is_file()
     ]

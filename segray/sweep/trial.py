@@ -7,6 +7,7 @@ trial. Several workers run the same loop inside Ray Train's TorchTrainer.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -273,10 +274,18 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None
             ids=np.array([dataset.ids[position] for position in positions]),
             cities=np.array([dataset.cities[position] for position in positions]),
             classes=np.array(dataset.classes),
+            tuned_on=np.array(_digest_of_tuning(dataset)),
         )
         temporary.replace(path)
         record = {"seed": spec.config.seed, "epoch": state["epoch"], "val": state["value"]}
         write_text(spec.folder / "metrics.json", json.dumps(record | metrics, indent=2) + "\n")
+
+
+def _digest_of_tuning(dataset: Dataset) -> str:
+    """Of the ids of the images in train and val: runs that differ in them are not compared."""
+    splits = dataset.splits.train, dataset.splits.val
+    ids = [[dataset.ids[position] for position in split] for split in splits]
+    return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
 
 def _write_mask(path: Path, classes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from segray.config import RequestError
 from segray.data import open_dataset
 from segray.sweep.records import (
     RunFolder,
@@ -20,6 +18,7 @@ from segray.sweep.records import (
     TrialSpec,
     read_assignment,
     read_config,
+    read_confusion,
     read_outcome,
     read_tracking,
 )
@@ -91,7 +90,7 @@ def finish(
         if at_best:
             confusion["val"] = np.array(at_best["confusion"], dtype=np.int64)
         if test:
-            confusion["test"] = _test_confusion(spec.folder / "confusion.npz")
+            confusion["test"] = read_confusion(spec.folder / "confusion.npz")["confusion"].sum(0)
             tables["categories"] = _categories(spec.config.data.class_names, test, at_best)
             if images:
                 shown["test"] = _test_images(spec)
@@ -199,19 +198,6 @@ def _test_scores(folder: Path) -> Metrics:
         return {}
     scores: Metrics = json.loads(path.read_text())
     return {name: value for name, value in scores.items() if name.startswith("test/")}
-
-
-def _test_confusion(path: Path) -> NDArray[np.int64]:
-    """(K, K) pixels [true, predicted] of all test images."""
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            total: NDArray[np.int64] = saved["confusion"].sum(0)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise RequestError(
-            f"{path}: expected a matrix for each test image, as the final stage writes them "
-            f"({error}). Remove its folder and resume the sweep, which trains and scores it again"
-        ) from None
-    return total
 
 
 def _categories(classes: Sequence[str], test: Metrics, val: Metrics) -> Table:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling
 from PIL import Image
 
 from segray.cli import main
-from segray.compare import pictures
+from segray.compare import pictures, verdict
 from segray.compare.compare import compare_runs
 from segray.compare.runs import open_runs, spent
+from segray.compare.statistics import difference
 from segray.config import RequestError, load_sweep
 from segray.data import open_dataset
 from segray.sweep.cluster import Plan
@@ -77,6 +79,7 @@ def run(file: Path) -> Path:
         finals.append(TrialResult(name, path, winner.assignment, outcome))
     best = ranked(finals or [winner], "maximize")[0]
     _export(config, folder, open_dataset(config.data), best)
+    folder.mark_done()
     return folder.path
 
 
@@ -249,6 +252,15 @@ def test_a_torn_matrix(copies, kept):
     refused(copies, str(file), "Remove the folder", "--resume")
 
 
+def test_a_matrix_with_a_damaged_byte(copies):
+    file = copies[1] / "final/seed_1/confusion.npz"
+    damaged = bytearray(file.read_bytes())
+    for at in range(100, 160):
+        damaged[at] ^= 0xFF
+    file.write_bytes(damaged)
+    refused(copies, str(file), "Remove the folder", "--resume")
+
+
 def test_a_matrix_of_another_shape(copies):
     file = copies[1] / "final/seed_1/confusion.npz"
     with np.load(file) as saved:
@@ -305,6 +317,43 @@ def test_what_is_unfair_is_said(two, tmp_path):
     assert "unet 3, less 1 trials" in said or "less 1, unet 3 trials" in said
     assert "not trained with as many seeds" in said
     assert "may not last as many epochs" in said
+
+
+def test_among_several_the_verdict_says_who_is_better_than_whom(two, tmp_path):
+    path = run(write_sweep(tmp_path, "third", UNET, run_cap=1, final={"seeds": [0, 1]}))
+    comparison, page = compare_runs([*two, path], tmp_path / "out", cost=False)
+    best = comparison.models[0]
+    assert comparison.verdict.startswith(f"{best.name} ({best.described}) ")
+    assert len(comparison.pairs) == 3
+    assert all("corrected for 3 pairs" in pair.verdict for pair in comparison.pairs)
+    assert comparison.verdict.split("(")[0] in page.read_text()
+
+
+def test_pretraining_stands_in_the_verdict(two):
+    unet, segformer = open_runs(two)
+    model = segformer.config.model.model_copy(update={"pretrained": "nvidia/mit-b3"})
+    pretrained = replace(segformer, config=segformer.config.model_copy(update={"model": model}))
+    gap = difference(segformer.confusion, unet.confusion, unet.cities).miou
+    said = verdict.of_pair(pretrained, unet, gap)
+    assert "that of segformer was pretrained on ImageNet, unet from scratch" in said
+    assert "began alike" not in verdict.of_pair(segformer, unet, gap)
+
+
+def test_a_choice_of_candidates_test_scores_and_a_sweep_at_work_are_said(copies, tmp_path):
+    shutil.copytree(copies[0] / "final", copies[0] / "final-before-1")
+    (copies[1] / ".done").unlink()
+    (copies[1] / "trials/002/outcome.json").unlink()
+    comparison, _ = compare_runs(copies, tmp_path / "out", cost=False)
+    said = " ".join(comparison.unfair)
+    assert "Of unet the test split was scored 2 times" in said
+    assert "The sweep segformer has not come to its end" in said
+
+
+def test_without_the_study_its_charts_are_left_out(copies, tmp_path):
+    (copies[0] / "study.journal").unlink()
+    _, page = compare_runs(copies, tmp_path / "out", cost=False)
+    assert page.is_file()
+    assert not (copies[0] / "study.journal").exists()
 
 
 def test_with_one_seed_there_is_no_verdict(two, tmp_path):
