@@ -12,6 +12,7 @@ import colorsys
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from segray.config import Data, FoldersData
 
@@ -58,6 +59,16 @@ def generated_colours(k: int) -> NDArray[np.uint8]:
         [round(255 * c) for c in colorsys.hsv_to_rgb(0.618034 * i % 1, 0.65, 0.9)] for i in range(k)
     ]
     return np.array(colours, dtype=np.uint8)
+
+
+def palette_image(mask: NDArray[np.uint8], colours: NDArray[np.uint8]) -> Image.Image:
+    """A mask (H, W) as a palette image: its pixels are the class indices, its palette (K, 3)."""
+    image = Image.fromarray(mask).convert("L")
+    # all 256, or Pillow would pack few classes into 1, 2 or 4 bits
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[: len(colours)] = colours
+    image.putpalette(palette.tobytes())
+    return image
 
 
 def label_table(data: Data) -> NDArray[np.uint8]:

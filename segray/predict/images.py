@@ -58,16 +58,6 @@ def as_pixels(image: object) -> Pixels:
     )
 
 
-def palette_image(mask: Pixels, colours: Pixels) -> Image.Image:
-    """A mask (H, W) as a palette image: its pixels are the class indices, its palette (K, 3)."""
-    image = Image.fromarray(mask).convert("L")
-    # all 256, or Pillow would pack few classes into 1, 2 or 4 bits
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[: len(colours)] = colours
-    image.putpalette(palette.tobytes())
-    return image
-
-
 def blend(image: Pixels, mask: Pixels, colours: Pixels, opacity: float) -> Image.Image:
     """Image (H, W, 3) under the colours of its mask (H, W)."""
     return Image.blend(Image.fromarray(image), Image.fromarray(colours[mask]), opacity)

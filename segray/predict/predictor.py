@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segray.config import RequestError, WorkError
 from segray.data import to_device
 from segray.data.augment import colour_and_normalise
-from segray.data.labels import generated_colours
+from segray.data.labels import generated_colours, palette_image
 from segray.models import MIN_SIDE, ModelError, Segmenter, load_model, read_record
 from segray.models.record import RECORD
 from segray.predict.images import (
@@ -25,7 +25,6 @@ from segray.predict.images import (
     as_pixels,
     blend,
     draw_legend,
-    palette_image,
 )
 from segray.train.metrics import leading_class, upsample, upsampled_preds
 

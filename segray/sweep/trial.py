@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from segray.data import Dataset, class_colours, open_dataset
+from segray.data.labels import palette_image
 from segray.sweep import view
 from segray.sweep.records import (
     TrialSpec,
@@ -290,11 +290,9 @@ def _digest_of_tuning(dataset: Dataset) -> str:
 
 def _write_mask(path: Path, classes: NDArray[np.uint8], colours: NDArray[np.uint8]) -> None:
     """A PNG whose bytes are the classes (H, W), shown in the classes' colours (K, 3)."""
-    image = Image.fromarray(classes, mode="P")
-    image.putpalette(colours.tobytes())
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    image.save(temporary, format="PNG", compress_level=1)
+    palette_image(classes, colours).save(temporary, format="PNG", compress_level=1)
     temporary.replace(path)
 
 
