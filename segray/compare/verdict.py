@@ -105,8 +105,8 @@ def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pai
     covered = {estimate.over for estimate in miou.values() if estimate.over}
     if covered:
         said.append(
-            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t, "
-            "Satterthwaite's degrees of freedom; images of one city are taken together)."
+            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t; "
+            "images of one city are taken together)."
         )
     if pairs:
         looks = pairs[0].miou.tests
