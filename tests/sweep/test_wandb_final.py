@@ -73,7 +73,8 @@ def spec(sweep_file, tmp_path):
     (folder / "metrics.json").write_text(json.dumps({"test/miou": 0.3, "test/iou/sky": 0.7}))
     ids = [dataset.ids[at] for at in dataset.splits.test]
     counts = np.arange(len(ids) * k * k).reshape(len(ids), k, k)
-    np.savez(folder / "confusion.npz", confusion=counts)
+    table = {"ids": ids, "cities": ["city"] * len(ids), "classes": dataset.classes}
+    np.savez(folder / "confusion.npz", confusion=counts, **table)
     (folder / "preds").mkdir()
     for n, name in enumerate(ids):
         mask = np.full((64, 128), n, np.uint8)
