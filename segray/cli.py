@@ -195,7 +195,7 @@ def compare(
 
         segray compare runs/unet runs/segformer
 
-        segray compare runs/* --out comparison --no-cost
+        segray compare runs/unet runs/segformer runs/segformer-b0 --out comparison --no-cost
     """
     from segray.compare.compare import compare_runs
     from segray.compare.wandb_view import log_comparison, report_in_wandb
@@ -239,6 +239,8 @@ def _report(folder: Path) -> None:
         )
         return
     typer.echo(f"  report.html       all of it on one page: open {page} in a browser")
+    predict = shlex.join(["segray", "predict", str(folder)])
+    typer.echo(f"Masks of other images: {predict} IMAGE... --out masks")
 
 
 @app.command()

@@ -148,18 +148,18 @@ def _model(run: Run, scores: statistics.Estimates, spent: Spent, cost: Cost | No
         cost=cost,
         trials=[row(trial) for trial in run.trials],
         sweep_yaml=header,
-        commands=_commands(header),
+        commands=_commands(header, run.folder.path),
     )
 
 
-def _commands(header: str) -> list[str]:
+def _commands(header: str, path: Path) -> list[str]:
     """What makes the run again: the command that began it, or one that takes its own record."""
     command = next(
         (line.removeprefix("# command: ") for line in header.splitlines() if "# command:" in line),
         "",
     )
-    again = shlex.join(["segray", "sweep", "sweep.yaml", "name=again"])
-    return [*([command] if command else []), f"{again}   # with this run's own sweep.yaml"]
+    again = shlex.join(["segray", "sweep", str(path / "sweep.yaml"), f"name={path.name}-again"])
+    return [*([command] if command else []), again]
 
 
 def _ordered(found: Sequence[Run], comparison: Comparison) -> list[Run]:

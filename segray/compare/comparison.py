@@ -45,7 +45,7 @@ class Cost:
     gflops: float  # of a forward pass of one image; a multiplication and an addition are two
     image_size: tuple[int, int]  # H, W
     device: str
-    latency_ms: float  # batch 1, median
+    latency_ms: float  # batch 1, the fastest of several
     images_per_s: float  # at best_batch
     best_batch: int
     peak_memory_mb: float  # of the process (CPU) or of the device's allocations, at batch 1

@@ -114,6 +114,11 @@ def _open(folder: RunFolder, name: str) -> Run:
         else:
             why = "it has not ended" if outcome is None else outcome.reason or outcome.state
             missing.append(f"seed {seed}: {why}")
+    if not finals and folder.running():
+        raise RequestError(
+            f"{path}: a sweep is at work there, and nothing is scored on test yet: wait for it "
+            f"(`segray status {path}` says how far it is)"
+        )
     if not finals:
         raise RequestError(
             f"{path}: its final stage has no score on test ({'; '.join(missing)}). To go on:\n"

@@ -21,7 +21,8 @@ def of_pair(a: Run, b: Run, miou: Estimate) -> str:
         within = f" ({_range(miou)} over the {miou.over} alone)" if math.isfinite(miou.low) else ""
         return (
             f"No verdict on {models}: {a.name} is ahead by {miou.value:.3f} mIoU{within}, but one "
-            f"seed does not show how much another training would differ{_pretraining(a, b)}."
+            "seed does not show how much another training would differ; give both sweeps more "
+            f"final.seeds, under another name={_pretraining(a, b)}."
         )
     if shown(a, b, miou):
         return (

@@ -111,16 +111,18 @@ class RunFolder:
         """Whether the sweep's folder holds nothing yet."""
         return _is_free(Path(config.storage) / config.name)
 
-    @staticmethod
-    def check_free(config: SweepConfig) -> None:
+    @classmethod
+    def check_free(cls, config: SweepConfig) -> None:
         """Raises RequestError where the sweep's folder holds something already."""
         path = Path(config.storage) / config.name
-        if not _is_free(path):
+        if _is_free(path):
+            return
+        if cls(path, "").running():
             raise RequestError(
-                f"{path} holds an earlier run, and nothing finished is overwritten: go on with "
-                f"that one (--resume), give this one another name (name={config.name}-2), or "
-                "remove the folder"
+                f"{path}: a sweep is at work there: wait for it, or give this one another name "
+                f"(name={config.name}-2)"
             )
+        raise _holds_earlier(path, config.name)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -308,7 +310,8 @@ class RunFolder:
             with (path / LOCK).open("a+") as file:  # of two that start at once, one has it
                 if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     raise RequestError(f"{path}: another sweep begins there at this moment")
-                cls.check_free(config)
+                if not _is_free(path):
+                    raise _holds_earlier(path, config.name)
                 write_text(path / "sweep.yaml", folder._sweep_yaml(config, command))
         except OSError as error:
             raise RequestError(
@@ -617,6 +620,13 @@ def _quoted(argument: str) -> str:
         return shlex.quote(argument)
     escaped = argument.encode("unicode_escape").decode()
     return "$'" + escaped.replace("'", "\\'") + "'"
+
+
+def _holds_earlier(path: Path, name: str) -> RequestError:
+    return RequestError(
+        f"{path} holds an earlier run, and nothing finished is overwritten: go on with that one "
+        f"(--resume), give this one another name (name={name}-2), or remove the folder"
+    )
 
 
 def _is_free(path: Path) -> bool:
