@@ -41,7 +41,8 @@ class RemoteFile:
 class RemoteFolder:
     """s3://bucket/path or gs://bucket/path. Names are paths below it, with slashes.
 
-    Credentials are found as the cloud's own tools find them: environment, files, machine's role. What the store refuses, and a store that does not answer, is a RemoteError.
+    Credentials are found as the cloud's own tools find them: environment, files, machine's role.
+    What the store refuses, and a store that does not answer, is a RemoteError.
     """
 
     def __init__(self, url: str) -> None:
