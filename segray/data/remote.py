@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from segray.config import RequestError, WorkError
 
@@ -91,17 +91,16 @@ class RemoteFolder:
         ):
             stream.write(content)
 
-    def upload(self, file: Path, name: str) -> None:
-        """Put a file's bytes as they are now, also if it is replaced meanwhile."""
-        with file.open("rb") as source:
-            left = os.fstat(source.fileno()).st_size
-            with (
-                self._talking("write", name) as (store, path),
-                store.open_output_stream(f"{path}/{name}") as stream,
-            ):
-                while left > 0 and (piece := source.read(min(PIECE, left))):
-                    stream.write(piece)
-                    left -= len(piece)
+    def upload(self, source: BinaryIO, name: str) -> None:
+        """Put the bytes of an open file, as many as it has now."""
+        left = os.fstat(source.fileno()).st_size
+        with (
+            self._talking("write", name) as (store, path),
+            store.open_output_stream(f"{path}/{name}") as stream,
+        ):
+            while left > 0 and (piece := source.read(min(PIECE, left))):
+                stream.write(piece)
+                left -= len(piece)
 
     def download(self, name: str, file: Path) -> None:
         """Fetch an object into `file`, whole or not at all."""
