@@ -49,6 +49,7 @@ class Board:
         self._deadline: float | None = None
         self._closed = False
         self._notes: dict[str, tuple[str, int, int]] = {}
+        self._nodes: dict[str, set[str]] = {}
         for trial_id, epoch, objective in _reported(trials) if self._prunes else ():
             if objective is None:
                 self.finish(trial_id)
@@ -84,6 +85,14 @@ class Board:
         values = frozen.intermediate_values
         if values and not frozen.state.is_finished():
             self._study.tell(trial, values[max(values)])
+
+    def enter(self, trial_id: str, node_id: str) -> None:
+        """A worker of a trial has started on a node of Ray's."""
+        self._nodes.setdefault(trial_id, set()).add(node_id)
+
+    def leave(self, trial_id: str) -> set[str]:
+        """A trial's workers are gone: the nodes that they were on."""
+        return self._nodes.pop(trial_id, set())
 
     def note(self, node: str, what: str, done: int, total: int) -> None:
         """A machine says how many of what it has made ready."""

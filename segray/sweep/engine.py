@@ -33,6 +33,7 @@ from segray.sweep import autoscaler
 from segray.sweep.board import open_board
 from segray.sweep.cluster import RayLost, dead_process
 from segray.sweep.faults import Fault, halved, oom_kills, put_down, understand
+from segray.sweep.nodes import alive, lost_among
 from segray.sweep.placement import Plan
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import (
@@ -168,6 +169,7 @@ class _Desk:
         self._noted: set[str] = set()  # machines that are getting ready
         self._interrupted = False
         self._again: list[TrialSpec] = []
+        self._stranded: list[tuple[TrialSpec, set[str]]] = []  # until Ray knows of the lost nodes
         self._running: dict[str, int] = {}  # trial -> oom_kills() when it started
         self._failures: Counter[str] = Counter()
 
@@ -230,6 +232,10 @@ class _Desk:
 
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: none now, and none at all once no trial is `busy`."""
+        if self._stranded:  # Ray would give them a place on the node that is gone
+            up = alive()
+            self._again += [spec for spec, lost in self._stranded if not lost & up]
+            self._stranded = [(spec, lost) for spec, lost in self._stranded if lost & up]
         with _or_stop():
             spec = self._again.pop(0) if self._again else self._queue.next()
         if spec is not None:
@@ -239,8 +245,8 @@ class _Desk:
 
     @property
     def busy(self) -> bool:
-        """Whether trials are at work."""
-        return bool(self._running)
+        """Whether trials are at work, or will go on."""
+        return bool(self._running or self._again or self._stranded)
 
     def started(self, spec: TrialSpec) -> None:
         self._screen.start(spec.id, spec.assignment)
@@ -265,6 +271,9 @@ class _Desk:
         if fault.kind == "died":
             time.sleep(SETTLE_S)  # all of Ray may be dying, and no trial have failed
         self.look_round()
+        lost = self._lost(spec) if fault.kind in ("died", "raised") else {}
+        if lost:
+            fault = Fault("node_lost", f"lost with its node {', '.join(sorted(lost.values()))}")
         self._collect(spec)
         outcome = read_outcome(spec.folder)
         if outcome is not None and outcome.state != "failed":
@@ -284,7 +293,7 @@ class _Desk:
             self._book(spec, failed_outcome(spec.folder, fault.reason))
             return
         del self._running[spec.id]
-        self._again.append(again)
+        self._stranded.append((again, set(lost)))
         self._screen.again(spec.id, again.note)
 
     def _collect(self, spec: TrialSpec) -> None:
@@ -292,8 +301,16 @@ class _Desk:
         with _or_stop():
             self._folder.collect(spec.folder, weights=spec.stage != "trial")
 
+    def _lost(self, spec: TrialSpec) -> dict[str, str]:
+        """Which of the nodes that a trial had workers on are gone: id -> name."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            return lost_among(ray.get(self._board.leave.remote(spec.id)))
+        return {}
+
     def _second_try(self, spec: TrialSpec, fault: Fault) -> TrialSpec | None:
         """The trial as it is tried again, or None where it has failed for good."""
+        if fault.kind == "node_lost":  # no fault of the trial's
+            return replace(spec, note=f"{fault.reason}; it went on elsewhere from its last epoch")
         if fault.kind != "out_of_memory":
             self._failures[spec.id] += 1
             if self._failures[spec.id] > self._failure.retries:
@@ -317,6 +334,7 @@ class _Desk:
             raise _Stopped(None)  # the others stand at their last epoch, for --resume
         if outcome.state in FINISHED:
             self._board.finish.remote(spec.id)
+        self._board.leave.remote(spec.id)
         self._close_if_asked()
 
     def _close_if_asked(self) -> None:

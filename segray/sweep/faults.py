@@ -9,7 +9,7 @@ from typing import Literal
 
 from segray.config import TrialConfig
 
-Kind = Literal["out_of_memory", "disk_full", "store_lost", "died", "raised"]
+Kind = Literal["out_of_memory", "disk_full", "store_lost", "node_lost", "died", "raised"]
 LINES = 40  # of a failure's account that error.txt keeps
 
 _MEMORY = re.compile(

@@ -1,4 +1,4 @@
-"""Getting every node of a cluster ready before the first trial: data, weights, storage.
+"""The nodes of a cluster: getting each ready before the first trial, and noticing which are gone.
 
 What a node lacks is found here, with its name. A node that comes later gets ready with its first
 trial, which says so in the driver's table.
@@ -10,7 +10,8 @@ import hashlib
 import importlib.metadata
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from segray.sweep.trial import on_board
 from segray.train import build_trial_model
 
 POLL_S = 0.5  # between looks at how far the nodes are
+ANSWER_S = 3.0  # for a node to accept a connection
 _PACKAGES = ("segray", "torch", "transformers")  # that decide numbers
 
 
@@ -67,6 +69,33 @@ def trains_here() -> bool:
     """Whether trials may run on the driver's own node."""
     here = ray.get_runtime_context().get_node_id()
     return any(node["NodeID"] == here and node["Resources"].get("CPU") for node in ray.nodes())
+
+
+def lost_among(node_ids: Collection[str]) -> dict[str, str]:
+    """Which of these nodes are gone: id -> name.
+
+    Ray notices it only after some failed health checks, half a minute later, and says of a trial
+    that had a worker there that a connection broke: so the node itself is asked.
+    """
+    return {
+        node["NodeID"]: node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["NodeID"] in node_ids and not (node["Alive"] and _answers(node))
+    }
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    address = (node["NodeManagerAddress"], node["NodeManagerPort"])
+    try:
+        socket.create_connection(address, timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def alive() -> set[str]:
+    """The ids of the nodes that Ray takes for alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _follow(jobs: Mapping[Any, str], board: Any, screen: Screen) -> None:

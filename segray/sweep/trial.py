@@ -105,6 +105,17 @@ def _post(board: ActorHandle, spec: TrialSpec, metrics: Metrics) -> Callable[[],
     return verdict
 
 
+def _enter(name: str, spec: TrialSpec) -> ActorHandle:
+    """The board of that name, told on which node this process is."""
+    import ray
+
+    from segray.sweep.board import find_board
+
+    board = find_board(name)
+    board.enter.remote(spec.id, ray.get_runtime_context().get_node_id())
+    return board
+
+
 def on_board(board: ActorHandle) -> Note:
     """Posts what this machine is getting ready, now and then."""
     node = platform.node()
@@ -128,10 +139,8 @@ def tune_trainable(config: Mapping[str, Any]) -> None:
     """What Tune runs for a trial of one worker: its TrialSpec and the name of the board."""
     from ray import tune
 
-    from segray.sweep.board import find_board
-
     spec: TrialSpec = config["spec"]
-    board = find_board(config["board"])
+    board = _enter(config["board"], spec)
 
     def tell(metrics: Metrics) -> Stop | None:
         verdict = _post(board, spec, metrics)
@@ -176,10 +185,8 @@ def _train_worker(config: Mapping[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from segray.sweep.board import find_board
-
     spec: TrialSpec = config["spec"]
-    board = find_board(config["board"])
+    board = _enter(config["board"], spec)
 
     def tell(metrics: Metrics) -> Stop | None:
         verdict = _post(board, spec, metrics) if distributed.rank() == 0 else None
