@@ -174,7 +174,7 @@ class RunFolder:
             lines = "\n".join(changed)
             more = "; --extend N adds trials" if "\n  run_cap:" in f"\n{lines}" else ""
             raise RequestError(
-                f"{folder.path} was begun with other settings, and its trials could not be "
+                f"{folder.place} was begun with other settings, and its trials could not be "
                 f"compared with new ones:\n{lines}\nGive the new settings another name "
                 f"(name={config.name}-2), or go on with the old ones: {folder.resume_command()}"
                 f"{more}"
@@ -394,6 +394,11 @@ class RunFolder:
                 "storage=/some/folder"
             ) from None
         return folder
+
+    @property
+    def place(self) -> str:
+        """Where the run is, for a person."""
+        return self.remote.url if self.remote else str(self.path)
 
     @property
     def study(self) -> Path:

@@ -45,8 +45,8 @@ from segray.sweep.records import (
     write_text,
 )
 from segray.sweep.search import FixedList, Search, make_spec
-from segray.sweep.store import run_path
-from segray.sweep.trial import run_trial, trial_device
+from segray.sweep.store import remote_of, run_path
+from segray.sweep.trial import at_home, run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
 
 
@@ -271,7 +271,7 @@ def _interruptible(folder: RunFolder) -> Iterator[None]:
         if dead := dead_process():
             raise RayLost(dead) from None
         raise Interrupted(
-            f"interrupted; everything so far is in {folder.path}. The same command with --resume "
+            f"interrupted; everything so far is in {folder.place}. The same command with --resume "
             "goes on"
         ) from None
 
@@ -286,7 +286,8 @@ def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
     with screen.trials(1):
         screen.start(spec.id, {})
         try:
-            outcome = run_trial(spec, trial_device(spec), tell)
+            with at_home(spec, tell) as tell_all:
+                outcome = run_trial(spec, trial_device(spec), tell_all)
         except SegrayError:
             raise
         except Exception as error:
@@ -361,7 +362,7 @@ def _search(
         raise WorkError(
             f"{search.failed} trials failed, more than budget.max_failed_trials="
             f"{config.budget.max_failed_trials}: {'; '.join(reasons)}\n"
-            f"Each one's story is in {folder.path}/trials/<id>/error.txt. Once the cause is gone, "
+            f"Each one's story is in {folder.place}/trials/<id>/error.txt. Once the cause is gone, "
             f"a larger budget.max_failed_trials with --resume goes on"
         )
     why = search.refusal or search.ledger.exhausted
@@ -538,7 +539,10 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
         told = f"{count(len(failed), 'trial')} ({', '.join(failed)})"
         screen.line(f"Failed: {told}: see trials/<id>/error.txt")
     folder = result.folder
-    screen.line(f"\nEverything is in {folder}")
+    remote = remote_of(folder)
+    screen.line(f"\nEverything is in {remote.url if remote else folder}")
+    if remote:
+        screen.line(f"  with a copy on this machine: {folder}")
     screen.line("  leaderboard.csv   a row a trial")
     screen.line("  trials/<id>/      config.yaml, metrics.jsonl, log.txt of each")
     if scored:
@@ -559,5 +563,5 @@ def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> N
     reasons = sorted({trial.outcome.reason for trial in ranked_trials})
     raise WorkError(
         f"no trial has a result: {'; '.join(reasons) or 'none was started'}\n"
-        f"Each one's story is in {folder.path}/trials/<id>/error.txt and log.txt"
+        f"Each one's story is in {folder.place}/trials/<id>/error.txt and log.txt"
     )

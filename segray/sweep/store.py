@@ -19,7 +19,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +32,7 @@ LEASE = ".driver.json"  # in the store: which driver has the run, and that it li
 BEAT_S = 10.0  # between two signs of life
 GONE_S = 45.0  # without one, and the driver is taken for dead
 TRIES_S = (1.0, 5.0, 20.0, 60.0, 120.0)  # between attempts at a store that does not answer
-_HEAVY = ("/checkpoint/", "/preds/", "/best/", "/wandb/")
+PARTS = ("best", "checkpoint", "preds", "wandb")  # folders that only some readers need
 _log = logging.getLogger(__name__)
 _LAST = ("metrics.jsonl", "checkpoint/last.safetensors", "checkpoint/best.safetensors")
 
@@ -49,19 +49,26 @@ def run_place(config: SweepConfig) -> str:
     return f"{config.storage.rstrip('/')}/{config.name}"
 
 
-def readable(place: str, *, whole: bool = False) -> Path:
+def readable(place: str, *parts: str) -> Path:
     """A run folder to read from: `place` itself, or a copy of what the store has at this moment.
 
-    A driver's own copy is another one, so that whoever reads is in nobody's way. Weights and W&B's
-    runs are fetched where `whole` asks for them.
+    A driver's own copy is another one, so that whoever reads is in nobody's way. Of the large
+    `PARTS` those that are named are fetched.
     """
     if not is_remote(place):
         return Path(place)
     storage, _, name = place.rstrip("/").rpartition("/")
-    path = _copies("read", storage) / name
-    copy = Copy(path, RemoteFolder(place))
-    copy.fetch(lambda name: whole or not heavy(name))
-    return path
+    copy = Copy(_copies("read", storage) / name, RemoteFolder(place))
+    copy.fetch(lambda name: not heavy(name, but=parts))
+    if not copy.path.is_dir():
+        raise RequestError(f"{place}: there is nothing; expected a run's folder, <storage>/<name>")
+    return copy.path
+
+
+def publish(path: Path, *names: str) -> None:
+    """Bring files of a run folder to the store, if it is a copy."""
+    if (remote := remote_of(path)) is not None:
+        insist(lambda: Copy(path, remote).push(list(names)))
 
 
 def remote_of(path: Path) -> RemoteFolder | None:
@@ -81,9 +88,10 @@ def _copies(kind: str, storage: str) -> Path:
     return folder
 
 
-def heavy(name: str) -> bool:
-    """Whether only some readers of a run need a file: weights, predictions, W&B's runs."""
-    return any(part in f"/{name}" for part in _HEAVY)
+def heavy(name: str, but: Collection[str] = ()) -> bool:
+    """Whether a file is in one of the large parts of a run, other than `but`."""
+    folders = name.split("/")[:-1]
+    return any(part in folders for part in PARTS if part not in but)
 
 
 class Copy:
@@ -155,7 +163,7 @@ class Lease:
 
     def __init__(self, remote: RemoteFolder) -> None:
         self.remote = remote
-        self.id = secrets.token_hex(8)
+        self.id, self.host = secrets.token_hex(8), platform.node()
         self._ended = threading.Event()
         self._beats = 0
 
@@ -167,7 +175,7 @@ class Lease:
         RequestError where another one lives.
         """
         before = read_lease(self.remote)
-        if before and not (alone_here and before["host"] == platform.node()):
+        if before and not (alone_here and before["host"] == self.host):
             waiting()
             until = time.monotonic() + GONE_S
             while time.monotonic() < until:
@@ -202,7 +210,7 @@ class Lease:
 
     def _beat(self) -> None:
         self._beats += 1
-        sign = {"id": self.id, "host": platform.node(), "beat": self._beats, "time": time.time()}
+        sign = {"id": self.id, "host": self.host, "beat": self._beats, "time": time.time()}
         self.remote.write(LEASE, json.dumps(sign).encode())
 
     def _go_on(self) -> None:
