@@ -23,6 +23,7 @@ from segray.config.assignment import (
     unmodelled,
     value_at,
 )
+from segray.config.places import is_remote, wrong_url
 from segray.config.require import parse
 from segray.config.schema import Data, Median, Parameter, SweepConfig, TrialConfig
 from segray.config.validate import Flaw, get, nearest, searchable_keys
@@ -281,6 +282,12 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
     if metric.name != "val/loss" and metric.goal == "minimize":
         rule = f"{metric.name} is better when it is larger: set goal: maximize"
         yield Flaw(("metric", "goal"), rule, metric.goal)
+    root = config.data.root or ""
+    if rule := wrong_url(root):
+        yield Flaw(("data", "root"), rule, root)
+    elif is_remote(root) and config.data.format == "scenes":
+        rule = "scenes are drawn on this machine: expected the path of a folder"
+        yield Flaw(("data", "root"), rule, root)
     if "://" in config.storage:
         rule = "expected a folder of this machine or of a shared file system"
         yield Flaw(("storage",), rule, config.storage)

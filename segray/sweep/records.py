@@ -85,6 +85,7 @@ class TrialSpec:
     keeps_diverged: bool = False  # failure.on_divergence: keep
     note: str = ""  # what the record should say beside how it ended
     halved: bool = False  # it ran out of memory once, and now takes a batch in more passes
+    data_version: str | None = None  # of files in an object store, as the driver fetched them
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from segray.config import (
     trial_config,
     trial_count,
 )
+from segray.data import data_version
 from segray.sweep import space
 from segray.sweep.budget import Ledger, longest
 from segray.sweep.cluster import Plan
@@ -345,4 +346,5 @@ def make_spec(
         stage=what,
         **read_second_try(path),
         keeps_diverged=config.failure.on_divergence == "keep",
+        data_version=data_version(config.data),
     )

@@ -168,7 +168,7 @@ def _train_worker(config: Mapping[str, Any]) -> None:
 
 
 def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outcome:
-    dataset = open_dataset(spec.config.data)
+    dataset = open_dataset(spec.config.data, version=spec.data_version)
     spec = _resolved(spec, device)
     config = spec.config
     if first:

@@ -1,7 +1,5 @@
 """A folder in an object store, against moto's S3."""
 
-import pytest
-
 from segray.data.remote import RemoteFolder
 
 
