@@ -87,11 +87,12 @@ def fetch(data: FilesData, progress: Progress | None = None, version: str | None
                     "this sweep began, and a sweep must not train on both; put them back and "
                     "--resume, or begin anew under another name="
                 )
+            _write(folder / FACTS, {"root": scope.source.url, "whole": False})
             record.unlink(missing_ok=True)
             listing = _bring(folder, scope, listing, progress)
             _write(record, {name: [one.bytes, one.changed_ns] for name, one in listing.items()})
             version = _version(listing)
-        _write(folder / FACTS, {"root": scope.source.url})
+        _write(folder / FACTS, {"root": scope.source.url, "whole": True})
     found = _fetched[folder, scope.digest] = Fetched(folder, version)
     return found
 

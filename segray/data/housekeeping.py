@@ -135,7 +135,7 @@ def _look_at(path: Path) -> Stored:
 def _described(facts: dict[str, Any]) -> str:
     """What meta.json, scenes.json or .segray.json says."""
     if "size" not in facts:
-        return f"files fetched from {facts['root']}"
+        return f"files fetched from {facts['root']}" + ("" if facts["whole"] else ", not all yet")
     height, width = facts["size"]
     if "images" not in facts:
         return f"{facts['train'] + facts['val']} generated scenes of {height}x{width}"
