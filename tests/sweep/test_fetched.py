@@ -47,7 +47,7 @@ def test_a_sweep_learns_the_same_as_from_a_local_folder(
         run = segray("sweep", sweep_file(name=name, data=data, run_cap=2, final={"seeds": [0]}))
         assert run.returncode == 0, run.stderr
         rows = leaderboard(tmp_path / "runs" / name)
-        best[name] = [(row["state"], row["best value"]) for row in rows.values()]
+        best[name] = [(row["state"], row["best_value"]) for row in rows.values()]
     assert best["local"] == best["remote"]
     # The driver listed before and after the fetch; trials knew that they need not.
     taken = s3_proxy.taken()
