@@ -12,6 +12,7 @@ from typing import Any
 from segray.config import validate, yaml_file
 from segray.config.assignment import put
 from segray.config.errors import ConfigError, Problem, RequestError
+from segray.config.places import is_remote
 from segray.config.rules import contradictions
 from segray.config.schema import Parameter, SweepConfig
 from segray.config.smoke import smoke_changes
@@ -332,9 +333,9 @@ def _leaves(data: Any, at: KeyPath = ()) -> Iterator[KeyPath]:
 def _absolute_paths(config: SweepConfig) -> SweepConfig:
     """Workers run in another folder, so what names a place on this machine is made absolute."""
     raw = config.model_dump(mode="json")
-    if "://" not in config.storage:
+    if not is_remote(config.storage):
         raw["storage"] = str(Path(config.storage).absolute())
-    if config.data.root is not None:
+    if config.data.root is not None and not is_remote(config.data.root):
         raw["data"]["root"] = str(Path(config.data.root).absolute())
     pretrained = raw["model"].get("pretrained")
     if pretrained is not None and os.path.isdir(pretrained):  # noqa: PTH112 - never raises

@@ -23,6 +23,7 @@ from segray.config.assignment import (
     unmodelled,
     value_at,
 )
+from segray.config.places import is_remote, wrong_url
 from segray.config.require import parse
 from segray.config.schema import Data, Median, Parameter, SweepConfig, TrialConfig
 from segray.config.validate import Flaw, get, nearest, searchable_keys
@@ -281,8 +282,13 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
     if metric.name != "val/loss" and metric.goal == "minimize":
         rule = f"{metric.name} is better when it is larger: set goal: maximize"
         yield Flaw(("metric", "goal"), rule, metric.goal)
-    if "://" in config.storage and not config.storage.startswith(("s3://", "gs://")):
-        rule = "expected a folder, s3://bucket/folder or gs://bucket/folder"
+    root = config.data.root or ""
+    if rule := wrong_url(root):
+        yield Flaw(("data", "root"), rule, root)
+    elif is_remote(root) and config.data.format == "scenes":
+        rule = "scenes are drawn on this machine: expected the path of a folder"
+        yield Flaw(("data", "root"), rule, root)
+    if rule := wrong_url(config.storage):
         yield Flaw(("storage",), rule, config.storage)
     share = config.resources.gpus_per_worker
     at_most = max(config.resources.workers, config.final.workers if config.final else 1)

@@ -139,7 +139,8 @@ class CityscapesData(_CityData):
 
     format: Literal["cityscapes"]
     root: str
-    """The folder that holds leftImg8bit/ and gtFine/."""
+    """The folder that holds leftImg8bit/ and gtFine/: a path that every node has, or
+    s3://bucket/folder or gs://bucket/folder, from which each node fetches what it needs once."""
 
 
 class ScenesData(_CityData):
@@ -227,7 +228,8 @@ class FoldersData(_Data):
 
     format: Literal["folders"]
     root: str
-    """The folder that all other paths are relative to."""
+    """The folder that all other paths are relative to: a path that every node has, or
+    s3://bucket/folder or gs://bucket/folder, from which each node fetches what it needs once."""
     images: str | None = None
     """The folder of images, searched with its subfolders."""
     masks: str | None = None

@@ -3,7 +3,14 @@
 from segray.data.augment import to_device
 from segray.data.cache import cache_root, cores
 from segray.data.check import check_dataset
-from segray.data.dataset import Dataset, is_cached, open_dataset, read_splits
+from segray.data.dataset import (
+    Dataset,
+    count_images,
+    data_version,
+    is_cached,
+    open_dataset,
+    read_splits,
+)
 from segray.data.labels import IGNORE, class_colours
 from segray.data.loader import Batch, TrainLoader, eval_batches, loader_threads
 
@@ -16,6 +23,8 @@ __all__ = [
     "check_dataset",
     "class_colours",
     "cores",
+    "count_images",
+    "data_version",
     "eval_batches",
     "is_cached",
     "loader_threads",

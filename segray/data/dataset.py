@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segray.config import Data, FoldersData, RequestError, ScenesData
+from segray.config.errors import MissingInput
 from segray.data import cityscapes, folders
 from segray.data.cache import cache_root, is_whole, lock_path, open_cache
+from segray.data.fetch import FilesData, Survey, fetch, imitate, survey
 from segray.data.pairs import PairReader
+from segray.data.remote import is_remote
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
 from segray.data.scenes import write_scenes
 
@@ -52,16 +56,21 @@ class Dataset:
 _opened: dict[str, Dataset] = {}
 
 
-def open_dataset(data: Data, progress: Progress | None = None) -> Dataset:
-    """The images of a data section; generates, decodes and caches them where that is not done.
+def open_dataset(
+    data: Data, progress: Progress | None = None, version: str | None = None
+) -> Dataset:
+    """The images of a data section; generates, fetches, decodes and caches them where that is not
+    done.
 
-    A process that opens the same section again gets the same object. Raises RequestError (see
-    `read_splits`, `open_cache`).
+    A process that opens the same section again gets the same object. `version` is that of fetched
+    files (see `data_version`): others are refused. Raises RequestError (see `read_splits`,
+    `open_cache`), RemoteError where an object store does not answer.
     """
-    key = data.model_dump_json()  # not `data`: equal sections may list classes in another order
+    # Not `data` itself: equal sections may list classes in another order.
+    key = f"{data.model_dump_json()} {version}"
     if key in _opened:
         return _opened[key]
-    samples, splits = read_splits(data, progress)
+    samples, splits = read_splits(data, progress, version)
     caching = partial(progress, "images cached") if progress else None
     images, masks = open_cache(samples, data, caching)
     reader = PairReader(data)
@@ -83,24 +92,73 @@ def is_cached(data: Data) -> bool:
     return is_whole(samples, data)
 
 
-def read_splits(data: Data, progress: Progress | None = None) -> tuple[list[Sample], Splits]:
+def data_version(data: Data) -> str | None:
+    """What tells the files of a section from those after a change, where they were fetched."""
+    if isinstance(data, ScenesData) or not is_remote(data.root):
+        return None
+    return fetch(data).version
+
+
+def read_splits(
+    data: Data, progress: Progress | None = None, version: str | None = None
+) -> tuple[list[Sample], Splits]:
     """The files of a data section and their splits; no image is decoded, so this takes seconds.
 
-    Raises RequestError for images without masks, splits that overlap or are empty, MissingInput
-    where there are no images at all.
+    But for files in an object store: they are fetched first, see `fetch`. Raises RequestError for
+    images without masks, splits that overlap or are empty, MissingInput where there are no images
+    at all.
     """
-    samples, splits, findings = find_pairs(data, progress)
+    samples, splits, findings = find_pairs(data, progress, version)
     refuse(findings)
     return samples, splits
 
 
+def count_images(data: Data) -> tuple[dict[str, int], Survey | None]:
+    """How many images each split has, and, of an object store, what is yet to be fetched.
+
+    Nothing is fetched; raises what `read_splits` raises.
+    """
+    if isinstance(data, ScenesData) or not is_remote(data.root):
+        _, splits = read_splits(data)
+        return {name: len(part) for name, part in splits.named().items()}, None
+    found = survey(data)
+    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+        imitate(data, found.listing, Path(folder))
+        _, splits, findings = _pairs_in(data, Path(folder))
+        refuse(findings)
+    return {name: len(part) for name, part in splits.named().items()}, found
+
+
 def find_pairs(
-    data: Data, progress: Progress | None = None
+    data: Data, progress: Progress | None = None, version: str | None = None
 ) -> tuple[list[Sample], Splits, list[Finding]]:
     """As `read_splits`, but what is wrong with the files comes as findings.
 
     Raises MissingInput where there are no images at all.
     """
+    if not isinstance(data, ScenesData) and is_remote(data.root):
+        return _pairs_in(data, fetch(data, progress, version).folder)
+    return _find_pairs(data, progress)
+
+
+def _pairs_in(data: FilesData, folder: Path) -> tuple[list[Sample], Splits, list[Finding]]:
+    """The pairs of an object store's files that stand in a folder here.
+
+    What is wrong is said of the store's files, as they are what has to be put right.
+    """
+    url = data.root.rstrip("/")
+    try:
+        found = _find_pairs(data.model_copy(update={"root": str(folder)}), None)
+    except MissingInput as error:
+        raise MissingInput(str(error).replace(str(folder), url)) from None
+    samples, splits, findings = found
+    told = [replace(one, message=one.message.replace(str(folder), url)) for one in findings]
+    return samples, splits, told
+
+
+def _find_pairs(
+    data: Data, progress: Progress | None
+) -> tuple[list[Sample], Splits, list[Finding]]:
     if isinstance(data, FoldersData):
         samples, findings = folders.find_samples(data)
         splits = folders.split_samples(samples, split=data.split, seed=data.split_seed)

@@ -1,4 +1,6 @@
-"""What the cache folder holds: decoded images, generated scenes, leftovers; and its clearing."""
+"""What the cache folder holds: decoded images, generated scenes, fetched files, leftovers; and its
+clearing.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,11 @@ from rich.text import Text
 
 from segray.config import RequestError
 from segray.data.cache import META, cache_root, discard, lock_path
+from segray.data.fetch import FACTS
 
-# Ours: a cache, a set of scenes, what is being written or what a killed process left of it.
-_OURS = re.compile(r"\.?(images|scenes)-[0-9a-f]+(\.[\w.-]+)?")
+# Ours: a cache, a set of scenes, files of an object store, what is being written or what a killed
+# process left of it.
+_OURS = re.compile(r"\.?(images|scenes|files)-[0-9a-f]+(\.[\w.-]+)?")
 _SCRATCH = re.compile(r"bench-\w+")  # of `segray bench`, which takes a minute
 HOUR = 60 * 60
 DAY = 24 * HOUR
@@ -111,7 +115,8 @@ def clear_stored(
 
 def _look_at(path: Path) -> Stored:
     """A folder's facts. Raises FileNotFoundError where it goes missing meanwhile."""
-    meta = path / (META if path.name.startswith("images") else "scenes.json")
+    kinds = {"images": META, "scenes": "scenes.json", "files": FACTS}
+    meta = path / kinds.get(path.name.lstrip(".").split("-")[0], META)
     used = (meta if meta.is_file() else path).stat().st_mtime
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     busy = _is_locked(path)
@@ -128,7 +133,9 @@ def _look_at(path: Path) -> Stored:
 
 
 def _described(facts: dict[str, Any]) -> str:
-    """What meta.json or scenes.json says."""
+    """What meta.json, scenes.json or .segray.json says."""
+    if "size" not in facts:
+        return f"files fetched from {facts['root']}" + ("" if facts["whole"] else ", not all yet")
     height, width = facts["size"]
     if "images" not in facts:
         return f"{facts['train'] + facts['val']} generated scenes of {height}x{width}"

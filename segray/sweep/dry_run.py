@@ -21,7 +21,8 @@ from segray.config import (
 )
 from segray.config.schema import Asha, Median
 from segray.config.yaml_file import brief
-from segray.data import cache_root, is_cached, read_splits
+from segray.data import cache_root, count_images, is_cached
+from segray.data.fetch import Survey
 from segray.data.samples import pooled
 from segray.sweep.estimate import (
     cache_bytes,
@@ -76,7 +77,7 @@ def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str
         yield "at random", told
     then = count(config.final.trainings, "final training") if config.final else "no final stage"
     yield "epochs", f"up to {epochs} a trial, {trials * epochs} in the search; then {then}"
-    parts = _images(config.data)
+    parts, stored = _images(config.data)
     if isinstance(config.data, ScenesData):
         drawn = config.data.train_images + config.data.test_images
         yield "images", f"{drawn} scenes, drawn when it runs"
@@ -95,7 +96,7 @@ def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str
         here = machine.nodes[0].shape
         yield "places", f"{count(at_once, 'trial')} at a time, {stage}; there are {here} here"
         yield "time", _time(config, parts, stage, final)
-    yield "disk", "; ".join(_disk(config, sum(parts.values()), at_once or 1))
+    yield "disk", "; ".join(_disk(config, sum(parts.values()), at_once or 1, stored))
     taken = (
         ""
         if RunFolder.is_free(config)
@@ -124,17 +125,18 @@ def _stops(config: SweepConfig) -> str:
     return f"; after epoch {when} the best 1/{rule.eta} go on (Hyperband)"
 
 
-def _images(data: Data) -> dict[str, int]:
-    """Images of each split; how scenes will fall into train and val is known about."""
+def _images(data: Data) -> tuple[dict[str, int], Survey | None]:
+    """Images of each split, and what an object store has of them; how scenes will fall into train
+    and val is known about.
+    """
     if not isinstance(data, ScenesData):
-        _, splits = read_splits(data)
-        return {name: len(part) for name, part in splits.named().items()}
+        return count_images(data)
     total, test = data.train_images + data.test_images, data.test_images
     val = round(data.val_share * data.train_images)
     if data.split == "pooled":
         val = test = len(pooled(total, data.split_seed).val)
     parts = {"train": total - val - test, "val": val, "test": test}
-    return {name: min(number, data.limit or number) for name, number in parts.items()}
+    return {name: min(number, data.limit or number) for name, number in parts.items()}, None
 
 
 def _time(config: SweepConfig, images: Mapping[str, int], search: Plan, final: Plan | None) -> str:
@@ -145,9 +147,16 @@ def _time(config: SweepConfig, images: Mapping[str, int], search: Plan, final: P
     return f"{time_in_words(estimate(config, bench, sizes, search, final))} (segray bench)"
 
 
-def _disk(config: SweepConfig, images: int, at_once: int) -> Iterator[str]:
+def _disk(config: SweepConfig, images: int, at_once: int, stored: Survey | None) -> Iterator[str]:
+    to_fetch = stored is not None and bool(stored.missing)
+    if stored is not None:
+        state = "all fetched"
+        if to_fetch:
+            files = count(len(stored.missing), "file")
+            state = f"not yet fetched: {files}, {size(stored.bytes)}"
+        yield f"{count(len(stored.listing), 'file')} of {config.data.root}, {state}"
     need = size(cache_bytes(config, images))
-    known = not isinstance(config.data, ScenesData) and is_cached(config.data)
+    known = not isinstance(config.data, ScenesData) and not to_fetch and is_cached(config.data)
     state = "which is there" if known else "to be built"
     yield f"{need} of decoded images in {cache_root()}, {state}"
     if getattr(config.model, "pretrained", None) is None:

@@ -17,7 +17,7 @@ _MEMORY = re.compile(
     r"|OutOfMemoryError|^MemoryError|bad_alloc",
     re.IGNORECASE | re.MULTILINE,
 )
-_STORE = re.compile(r"RemoteError: (cannot .*)")
+_STORE = re.compile(r"Remote(?:Error|Refused): (.*)")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
 # What Ray says of a process that is gone: of a trial's own, and of one of Ray Train's workers.
 _DIED = re.compile(r"died unexpectedly|worker process has died|WORKER_DIED|ActorDiedError")

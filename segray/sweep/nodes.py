@@ -19,7 +19,7 @@ import optuna
 import ray
 
 from segray.config import RequestError, SegrayError, SweepConfig
-from segray.data import open_dataset, read_splits
+from segray.data import data_version, open_dataset, read_splits
 from segray.data.remote import is_remote
 from segray.sweep.board import find_board, on_node, open_board
 from segray.sweep.preflight import check_writable, origins
@@ -51,7 +51,8 @@ def prepare_nodes(config: SweepConfig, screen: Screen) -> None:
     board = open_board(name, optuna.pruners.NopPruner(), config.metric.goal, None, Path(os.devnull))
     task = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(_prepare)
     try:
-        expected = _digest(config), _versions()
+        version = data_version(config.data)
+        expected = version, _digest(config, version), _versions()
         jobs = {
             task.options(scheduling_strategy=on_node(node)).remote(
                 config, name, sight and sight.file, *expected
@@ -135,7 +136,12 @@ class _Sight:
 
 
 def _prepare(
-    config: SweepConfig, board: str, sight: Path | None, digest: str, versions: dict[str, str]
+    config: SweepConfig,
+    board: str,
+    sight: Path | None,
+    version: str | None,
+    digest: str,
+    versions: dict[str, str],
 ) -> str:
     """On a node: get it ready. What it lacks, or nothing."""
     note = on_board(find_board(board))
@@ -145,12 +151,12 @@ def _prepare(
             told = ", ".join(f"{name} {mine[name]}, not {versions[name]}" for name in other)
             return f"has {told} as the driver: install the same packages"
         _check_storage(config, sight)
-        if _digest(config, note) != digest:
+        if _digest(config, version, note) != digest:
             return (
                 f"data.root: {config.data.root} holds other images or masks here than on the "
                 "driver's node: copy them anew, or name a shared place (s3://bucket/folder)"
             )
-        open_dataset(config.data, note)
+        open_dataset(config.data, note, version)
         for one in origins(config):
             build_trial_model(one)
     except SegrayError as error:
@@ -171,9 +177,13 @@ def _check_storage(config: SweepConfig, sight: Path | None) -> None:
         raise RequestError(f"storage: cannot write to {config.storage} here: give this user rights")
 
 
-def _digest(config: SweepConfig, note: Callable[[str, int, int], None] | None = None) -> str:
+def _digest(
+    config: SweepConfig,
+    version: str | None,
+    note: Callable[[str, int, int], None] | None = None,
+) -> str:
     """Of what images and masks there are, and how long: the same on nodes with the same data."""
-    samples, _ = read_splits(config.data, note)
+    samples, _ = read_splits(config.data, note, version)
     facts = [(s.id, s.image.stat().st_size, s.mask.stat().st_size) for s in samples]
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 

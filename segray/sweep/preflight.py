@@ -28,7 +28,7 @@ from segray.config import (
 )
 from segray.config.schema import Resources, Tracking
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
-from segray.data.remote import RemoteError, RemoteFolder, is_remote
+from segray.data.remote import RemoteFolder, is_remote
 from segray.sweep import autoscaler
 from segray.sweep.budget import check_gpus
 from segray.sweep.cluster import dead_process
@@ -231,15 +231,14 @@ def origins(config: SweepConfig) -> Iterator[TrialConfig]:
 
 
 def check_writable(storage: str) -> None:
-    """Raises RequestError where this machine cannot write to `storage`."""
+    """Raises RequestError where this machine cannot write to `storage`, RemoteError where an object
+    store does not answer.
+    """
     if is_remote(storage):
         probe = f".segray-{secrets.token_hex(8)}"
         store = RemoteFolder(storage)
-        try:
-            store.write(probe, b"")
-            store.delete([probe])
-        except RemoteError as error:
-            raise RequestError(f"storage: {error}") from None
+        store.write(probe, b"")
+        store.delete([probe])
         return
     folder = Path(storage)
     nearest = next(path for path in (folder, *folder.parents) if path.exists())

@@ -43,6 +43,7 @@ from segray.config import (
     trial_count,
 )
 from segray.config.yaml_file import read as read_yaml
+from segray.data import data_version
 from segray.sweep.store import LEASE, Copy, Lease, at_work, heavy, insist, remote_of, run_path
 from segray.train import Outcome, read_records
 
@@ -88,6 +89,7 @@ class TrialSpec:
     halved: bool = False  # it ran out of memory once, and now takes a batch in more passes
     remote: str | None = None  # where the run folder really is, if in an object store
     lease: str = ""  # then: of the driver that started the trial
+    data_version: str | None = None  # of files in an object store, as the driver fetched them
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,17 @@ class RunFolder:
                 f"{more}"
             )
         return folder
+
+    def check_data(self, version: str | None) -> None:
+        """Raises RequestError where the object store of the data has other files than it had."""
+        header = (self.path / "sweep.yaml").read_text(encoding="utf-8")
+        before = re.search(rf"^{_DATA}(\w+)$", header, re.MULTILINE)
+        if before is not None and before[1] != version:
+            raise RequestError(
+                f"{self.config().data.root} has other files than when {self.place} was begun, and "
+                "its trials could not be compared with new ones: bring those back, or begin anew "
+                "under another name="
+            )
 
     @property
     def chooses_final(self) -> bool:
@@ -509,6 +522,7 @@ class RunFolder:
             f"# kind: {self.kind}",
             _digest(config),
             f"# started: {_now()}",
+            *([f"{_DATA}{files}"] if (files := data_version(config.data)) else []),
             *([f"# command: {' '.join(map(_quoted, command))}"] if command else []),
             f"# versions: {', '.join(f'{name} {number}' for name, number in versions.items())}",
         ]
@@ -516,6 +530,7 @@ class RunFolder:
 
 
 _DIGEST = "# config sha256: "
+_DATA = "# data fetched: "
 
 
 def _digest(config: SweepConfig) -> str:

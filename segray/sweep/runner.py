@@ -22,7 +22,7 @@ from segray.config import (
     trial_config,
     trial_count,
 )
-from segray.data import class_colours, open_dataset
+from segray.data import class_colours, data_version, open_dataset
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.budget import shared
@@ -150,6 +150,8 @@ def run_sweep(
             run_cap = begun.extended_by(extend) if extend else begun.config().run_cap
             config = config.model_copy(update={"run_cap": run_cap})
         active = check_inputs(config, screen, new=begun is None)
+        if begun is not None:
+            begun.check_data(data_version(config.data))
         screen.say("starting Ray, and trying the largest trial's step on a worker")
         cluster = stack.enter_context(ray_cluster())
         search, final = place(config, cluster, screen)
@@ -203,6 +205,8 @@ def run_training(
         if begun is not None:
             stack.enter_context(_hold(begun, screen))
         active = check_inputs(config, screen, new=begun is None)
+        if begun is not None:
+            begun.check_data(data_version(config.data))
         on_workers = config.resources.workers > 1
         machine = stack.enter_context(ray_cluster()) if on_workers else this_machine()
         if on_workers:

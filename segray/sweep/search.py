@@ -24,6 +24,7 @@ from segray.config import (
     trial_config,
     trial_count,
 )
+from segray.data import data_version
 from segray.sweep import space
 from segray.sweep.budget import Ledger, longest
 from segray.sweep.placement import Plan
@@ -349,4 +350,5 @@ def make_spec(
         remote=folder.remote.url if folder.remote else None,
         lease=folder.lease_id,
         keeps_diverged=config.failure.on_divergence == "keep",
+        data_version=data_version(config.data),
     )

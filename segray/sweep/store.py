@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from segray.config import RequestError, SweepConfig, WorkError
 from segray.data import cache_root
-from segray.data.remote import RemoteError, RemoteFolder, is_remote
+from segray.data.remote import RemoteError, RemoteFolder, RemoteRefused, is_remote
 
 URL = ".url"  # beside the copies of runs: where they are copies of
 LEASE = ".driver.json"  # in the store: which driver has the run, and that it lives
@@ -147,6 +147,8 @@ def insist(action: Callable[[], None]) -> None:
     for pause in TRIES_S:
         try:
             action()
+        except RemoteRefused:
+            raise
         except RemoteError:
             time.sleep(pause)
         else:

@@ -244,7 +244,7 @@ def at_home(spec: TrialSpec, tell: Tell, *, local_rank: int = 0) -> Iterator[Tel
 def _run(
     spec: TrialSpec, device: torch.device, tell: Tell, note: Note | None, first: bool
 ) -> Outcome:
-    dataset = open_dataset(spec.config.data, note)
+    dataset = open_dataset(spec.config.data, note, version=spec.data_version)
     spec = _resolved(spec, device)
     config = spec.config
     if first:

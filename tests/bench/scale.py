@@ -94,7 +94,7 @@ def main() -> None:
     for _ in range(NODES):
         nodes.add_node(num_cpus=options.at_once // NODES)
     ray.init(address=nodes.address, log_to_driver=False)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of files that segray does not ask for
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it misses files nobody asked for
     spent = defaultdict(list)  # what -> (trial's number, seconds)
 
     def timed(owner, name):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segray.config import FoldersData
-from segray.data import dataset
+from segray.data import dataset, fetch
 
 Tree = Callable[..., Path]
 Own = Callable[..., FoldersData]
@@ -20,6 +20,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("SEGRAY_CACHE", str(folder))
     monkeypatch.setattr(dataset, "_opened", {})
+    monkeypatch.setattr(fetch, "_fetched", {})
     return folder
 
 
