@@ -1,4 +1,4 @@
-"""The file that `ray up` takes: read, filled in for this user, derived for machines of one's own."""
+"""The file that `ray up` takes: read, filled in for this user, derived for one's own machines."""
 
 from __future__ import annotations
 
