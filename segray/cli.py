@@ -331,7 +331,7 @@ def submit(
         network=network,
         follow=follow,
         down=down,
-        again=shlex.join(context.obj),
+        again=shlex.join(part for part in context.obj if part != "--no-follow"),
     )
     raise typer.Exit(code)
 

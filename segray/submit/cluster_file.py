@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -104,8 +105,8 @@ def for_own_machines(
 
     A cloud's node types, image, docker and the commands that serve them go; the rest stays: what
     is shipped, how Ray is started (with autoscaler v1, the only one that starts Ray on such
-    machines). `setup_commands` replace the cluster's own, where the machines have segray
-    installed: an empty list runs none.
+    machines). A head without workers trains, too. `setup_commands` replace the cluster's own, where
+    the machines have segray installed: an empty list runs none.
     """
     own = deepcopy(cluster)
     for key in (
@@ -118,13 +119,16 @@ def for_own_machines(
     if setup_commands is not None:
         own["setup_commands"] = list(setup_commands)
     own["head_start_ray_commands"] = [
-        _with_autoscaler_v1(command) for command in own.get("head_start_ray_commands", [])
+        _on_own_head(command, trains=not worker_ips)
+        for command in own.get("head_start_ray_commands", [])
     ]
     return own
 
 
-def _with_autoscaler_v1(command: str) -> str:
-    choice = "RAY_enable_autoscaler_v2=0"
-    if "ray start" not in command or choice in command:
+def _on_own_head(command: str, *, trains: bool) -> str:
+    if "ray start" not in command:
         return command
-    return f"export {choice}; {command}"
+    if trains:
+        command = re.sub(r" --num-[cg]pus=0\b", "", command)
+    choice = "RAY_enable_autoscaler_v2=0"
+    return command if choice in command else f"export {choice}; {command}"

@@ -35,6 +35,7 @@ from segray.tracking.client import base_url
 STORES = ("s3://", "gs://")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")  # Ray's words for a job that is over
 _BEGIN, _END = "segray: the sweep's output begins", "segray: the sweep ended with "
+_RAYS = "Running entrypoint for job"  # Ray talks about the job around its output; this may come late
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def submit(
         say("Ending the cluster's machines.")
         head.down()
     else:
-        say(f"The cluster is still there, and costs; to end it: ray down {here}")
+        say(f"The cluster is still up; to end it: ray down {here}")
     return code
 
 
@@ -270,7 +271,7 @@ def _follow(head: Head, job: Job, again: str) -> int:
             within = True
         elif within and (found := re.fullmatch(rf"{_END}(\d+)", line)):
             within, code = False, int(found[1])
-        elif within:  # around it Ray talks about the job
+        elif within and not line.startswith(_RAYS):
             head.say(line)
 
     follow = f"{_TOKEN_MODE} ray job logs --address {jobs.DASHBOARD} -f {job.id}"
