@@ -163,11 +163,13 @@ def _vpc(ec2: Any, cluster: Cluster) -> str:
     zones, or else the last zone first (ray/autoscaler/_private/aws/config.py).
     """
     provider = cluster["provider"]
-    given = [
-        subnet
-        for node in cluster["available_node_types"].values()
-        for subnet in node.get("node_config", {}).get("SubnetIds", [])
-    ]
+    given = sorted(
+        {
+            subnet
+            for node in cluster["available_node_types"].values()
+            for subnet in node.get("node_config", {}).get("SubnetIds", [])
+        }
+    )
     found = ec2.describe_subnets(**({"SubnetIds": given} if given else {}))["Subnets"]
     zones = [zone.strip() for zone in (provider.get("availability_zone") or "").split(",") if zone]
     usable = [

@@ -38,10 +38,11 @@ def read_cluster(file: str | Path) -> Cluster:
             f"{path}: expected a mapping with cluster_name and provider, got "
             f"{type(data).__name__}; cluster.yaml at the root of segray's repository is an example"
         )
-    if not isinstance(data.get("cluster_name"), str) or not data["cluster_name"].strip():
+    name = data.get("cluster_name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise RequestError(
-            f"{path}: cluster_name: expected a name, got {data.get('cluster_name')!r}; "
-            "Ray finds the cluster's machines by it"
+            f"{path}: cluster_name: expected a name of letters, digits, - and _, got {name!r}; Ray "
+            "finds the cluster's machines by it"
         )
     provider = data.get("provider")
     if not isinstance(provider, dict) or not isinstance(provider.get("type"), str):

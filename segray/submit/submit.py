@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
 from platformdirs import user_state_path
 
 from segray.config import Interrupted, RequestError, SweepConfig, WorkError, dump, read_sweep
@@ -35,7 +36,7 @@ from segray.tracking.client import base_url
 STORES = ("s3://", "gs://")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")  # Ray's words for a job that is over
 _BEGIN, _END = "segray: the sweep's output begins", "segray: the sweep ended with "
-_RAYS = "Running entrypoint for job"  # Ray talks about the job around its output; this may come late
+_RAYS = "Running entrypoint for job"  # what Ray says around the output, and at times within it
 
 
 @dataclass(frozen=True)
@@ -142,13 +143,14 @@ def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
     """
     config = read_sweep(file, overrides).config
     raw = read_unchecked(file)
-    data = raw.get("data")
     written = {
         "storage": raw.get("storage", SweepConfig.model_fields["storage"].default),
-        "data.root": data.get("root") if isinstance(data, dict) else None,
+        "data.root": raw.get("data", {}).get("root"),
     }
-    for override in overrides:
+    for override in overrides:  # which `read_sweep` has found to be right
         key, _, value = override.partition("=")
+        if key == "data":
+            key, value = "data.root", yaml.safe_load(value).get("root")
         if key in written:
             written[key] = value
     fix = {
