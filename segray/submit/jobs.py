@@ -1,7 +1,7 @@
 """Run on a cluster's head, as `python -m segray.submit.jobs`: the sweeps that were started there.
 
-Prints one line of JSON, a list, oldest first: id, run (its folder), status (Ray's word), exit_code
-(null as long as it has none). Ray's own command prints such lists for people alone.
+Prints one line of JSON, a list, oldest first: id, runs (their folders), status (Ray's word),
+exit_code (null as long as it has none). Ray's own command prints such lists for people alone.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ from __future__ import annotations
 import json
 import os
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 DASHBOARD = "http://127.0.0.1:8265"
-RUN = "segray-run"  # the key under which a job's metadata name its run folder
+RUNS = "segray-runs"  # in a job's metadata
 ANSWER_S = 20.0
+
+
+def metadata(runs: Sequence[str]) -> str:
+    """What a job is submitted with, as JSON, so that it is found again by its run folders."""
+    return json.dumps({RUNS: json.dumps(runs)})  # Ray takes texts alone
 
 
 def main() -> None:
@@ -28,12 +34,12 @@ def main() -> None:
     found = [
         {
             "id": job["submission_id"],
-            "run": job["metadata"][RUN],
+            "runs": json.loads(job["metadata"][RUNS]),
             "status": job["status"],
             "exit_code": job.get("driver_exit_code"),
         }
         for job in sorted(jobs, key=lambda job: job.get("start_time") or 0)
-        if RUN in (job.get("metadata") or {})
+        if RUNS in (job.get("metadata") or {})
     ]
     print(json.dumps(found))  # noqa: T201 - for the program that asked
 

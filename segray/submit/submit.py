@@ -5,6 +5,7 @@ The sweep is a job of Ray's on the head, and so needs nothing of the machine tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -41,12 +42,16 @@ _RAYS = "Running entrypoint for job"  # what Ray says around the output, and at 
 
 @dataclass(frozen=True)
 class Job:
-    """A sweep on a cluster, as segray.submit.jobs tells it."""
+    """Sweeps that were started together on a cluster, as segray.submit.jobs tells it."""
 
     id: str
-    run: str
+    runs: tuple[str, ...]  # their folders
     status: str
     exit_code: int | None
+
+    @property
+    def at_work(self) -> bool:
+        return self.status not in ENDED
 
 
 def submit(
@@ -79,15 +84,22 @@ def submit(
         )
     cluster = read_cluster(cluster_file)
     configs = [_for_cluster(file, overrides) for file in sweeps]
-    runs = [_run(config) for config in configs]
+    runs = tuple(_run(config) for config in configs)
     head = _head(cluster, say)
-    job = _find(head, runs) if head.file.is_file() else None
-    if job is None or job.status in ENDED:
+    there = _jobs(head) if head.file.is_file() else []
+    job = next((one for one in reversed(there) if one.runs == runs), None)
+    if job is None or not job.at_work:
         if not confirm(_question(cluster)):
             raise RequestError("nothing was started")
         _fill_in(cluster, head, network)
-        _bring_up(cluster, head)
-        job = _start(head, configs, runs)
+        if others := [one for one in there if one.at_work]:
+            say(
+                f"Another sweep is at work on the cluster ({others[0].id}), so it stays as it is: "
+                "what has changed here since, in segray or the cluster's file, comes after that"
+            )
+        else:
+            _bring_up(cluster, head)
+        job = _start(head, configs)
         say(
             f"The sweep is at work on the cluster, as job {job.id}, and needs this machine no more."
         )
@@ -100,13 +112,16 @@ def submit(
         return 0
     code = _follow(head, job, again)
     fetched = _fetch(head, configs)
-    if down and not fetched:
+    others = [one.id for one in _jobs(head) if one.at_work] if down else []
+    if not down:
+        say(f"The cluster is still up; to end it: ray down {here}")
+    elif others:
+        say(f"The cluster stays, as another sweep is at work there: {', '.join(others)}")
+    elif not fetched:
         say(f"The cluster stays, as the results may be there alone; to end it: ray down {here}")
-    elif down:
+    else:
         say("Ending the cluster's machines.")
         head.down()
-    else:
-        say(f"The cluster is still up; to end it: ray down {here}")
     return code
 
 
@@ -177,16 +192,18 @@ def _run(config: SweepConfig) -> str:
     return f"{config.storage.rstrip('/')}/{config.name}"
 
 
-def _find(head: Head, runs: Sequence[str]) -> Job | None:
-    """The latest job for these run folders, if the head is there and knows of one."""
+def _jobs(head: Head) -> list[Job]:
+    """What was started on the head, oldest first; nothing where it, or Ray on it, is not there."""
     try:
         code, lines = head.run(f"{_TOKEN_MODE} python -m segray.submit.jobs")
     except NoAnswer:
-        return None
+        return []
     if code:
-        return None
-    found = [Job(**job) for job in json.loads(lines[-1])]
-    return next((job for job in reversed(found) if job.run == " ".join(runs)), None)
+        return []
+    return [
+        Job(job["id"], tuple(job["runs"]), job["status"], job["exit_code"])
+        for job in json.loads(lines[-1])
+    ]
 
 
 def _question(cluster: Cluster) -> str:
@@ -237,7 +254,7 @@ def _answers(head: Head) -> bool:
     return code == 0
 
 
-def _start(head: Head, configs: Sequence[SweepConfig], runs: Sequence[str]) -> Job:
+def _start(head: Head, configs: Sequence[SweepConfig]) -> Job:
     files = []
     for config in configs:
         file = head.file.parent / "sweeps" / f"{config.name}.yaml"
@@ -248,13 +265,14 @@ def _start(head: Head, configs: Sequence[SweepConfig], runs: Sequence[str]) -> J
         head.push(head.file.parent / "sweeps" / f"{config.name}.yaml", there)
     now = datetime.now(UTC)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(config.name for config in configs))
-    job = Job(f"{name}-{now:%Y%m%d-%H%M%S}", " ".join(runs), "PENDING", None)
+    runs = tuple(_run(config) for config in configs)
+    job = Job(f"{name}-{now:%Y%m%d-%H%M%S}", runs, "PENDING", None)
     # --resume begins a sweep that is not there, so what was cut off before goes on.
     sweep = f"WANDB_BASE_URL={shlex.quote(base_url())} python -m segray.sweep {' '.join(files)}"
     script = f'echo "{_BEGIN}"; {sweep} --resume; code=$?; echo "{_END}$code"; exit $code'
     code, lines = head.run(
         f"{_TOKEN_MODE} ray job submit --address {jobs.DASHBOARD} --no-wait "
-        f"--submission-id {job.id} --metadata-json {shlex.quote(json.dumps({jobs.RUN: job.run}))} "
+        f"--submission-id {job.id} --metadata-json {shlex.quote(jobs.metadata(runs))} "
         f"-- bash -c {shlex.quote(script)}"
     )
     if code:
@@ -279,18 +297,17 @@ def _follow(head: Head, job: Job, again: str) -> int:
     follow = f"{_TOKEN_MODE} ray job logs --address {jobs.DASHBOARD} -f {job.id}"
     stop = f"{_TOKEN_MODE} ray job stop --address {jobs.DASHBOARD} {job.id}"
     try:
-        head.run(follow, each)
+        with contextlib.suppress(NoAnswer):
+            head.run(follow, each)
         if code is not None:
             return code
-        last = _find(head, [job.run])
-    except NoAnswer:
-        last = None
+        last = next((one for one in _jobs(head) if one.id == job.id), None)
     except KeyboardInterrupt:
         raise Interrupted(
             f"no longer following; the sweep goes on. To follow it again: {again}\nTo stop it: "
             f"ray exec {shlex.quote(str(head.file))} {shlex.quote(stop)}"
         ) from None
-    if last is None or last.status not in ENDED:
+    if last is None or last.at_work:
         raise WorkError(
             f"the head was lost from sight; the sweep goes on as long as it lives. To follow it "
             f"again, or to go on where it was cut off: {again}"

@@ -103,7 +103,7 @@ def go(lab, root, tmp_path, monkeypatch):
 
 
 def job(status, exit_code=None, run="/mnt/runs/quickstart"):
-    return {"id": "old", "run": run, "status": status, "exit_code": exit_code}
+    return {"id": "old", "runs": [run], "status": status, "exit_code": exit_code}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +203,18 @@ def test_one_that_has_ended_is_started_again_and_ray_is_not_restarted(go, tmp_pa
     assert code == 0
     assert head.asked[0] == "up"
     assert "job submit" in head.asked[-1]
+
+
+def test_what_other_sweeps_run_on_is_neither_changed_nor_ended(go, tmp_path):
+    state = tmp_path / "state" / "segray" / "clusters" / "lab"
+    state.mkdir(parents=True)
+    (state / "cluster.yaml").write_text("x")
+    head = FakeHead(jobs=[job("RUNNING", run="/mnt/runs/other")], log=follow_log(0))
+    code, said = go(head, down=True)
+    assert code == 0
+    assert not any(asked.startswith(("up", "down")) for asked in head.asked)
+    assert "Another sweep is at work on the cluster (old)" in said[1]
+    assert said[-1] == "The cluster stays, as another sweep is at work there: old"
 
 
 def test_ctrl_c_leaves_the_sweep_running_and_says_how_to_follow_again(go):
