@@ -288,7 +288,7 @@ def _follow(head: Head, job: Job, again: str) -> int:
     def each(line: str) -> None:
         nonlocal within, code
         if line == _BEGIN:
-            within = True
+            within = code is None  # of one that failed Ray shows the end once more
         elif within and (found := re.fullmatch(rf"{_END}(\d+)", line)):
             within, code = False, int(found[1])
         elif within and not line.startswith(_RAYS):
@@ -330,9 +330,15 @@ def _fetch(head: Head, configs: Sequence[SweepConfig]) -> bool:
                 f"at {there} on the head; to fetch them:\n  "
                 + shlex.join(["ray", "rsync-down", str(head.file), f"{there}/", "FOLDER/"])
             )
+        elif head.run(f"test -d {shlex.quote(there)}")[0]:
+            head.say(f"It left no run folder at {there}.")
         else:
-            head.fetch(there, here)
-            head.say(f"The results: {here}")
+            try:
+                head.fetch(there, here)
+                head.say(f"The results: {here}")
+            except WorkError as error:  # the sweep's own end counts for more
+                all_safe = False
+                head.say(str(error))
     return all_safe
 
 

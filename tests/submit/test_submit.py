@@ -78,6 +78,8 @@ def follow_log(code):
         "trial 000",
         f"segray: the sweep ended with {code}",
         "Ray talks",
+        "segray: the sweep's output begins",
+        "trial 000",
     ]
 
 
@@ -157,7 +159,7 @@ def test_a_sweep_is_started_followed_and_fetched(go, tmp_path, monkeypatch):
     code, said = go(head, "storage=${RUNS}", down=True)
     assert code == 1
     assert "10.0.0.1, 10.0.0.2" in said[0]
-    assert "trial 000" in said
+    assert said.count("trial 000") == 1
     assert not any("Ray talks" in line or "entrypoint" in line for line in said)
     kinds = [asked.split()[0] for asked in head.asked]
     assert kinds == [
@@ -166,6 +168,7 @@ def test_a_sweep_is_started_followed_and_fetched(go, tmp_path, monkeypatch):
         "push",
         "RAY_AUTH_MODE=token",
         "RAY_AUTH_MODE=token",
+        "test",
         "fetch",
         "down",
     ]
@@ -191,7 +194,7 @@ def test_a_sweep_that_is_at_work_is_only_followed(go, lab, tmp_path):
     code, said = go(head, answer=False)
     assert code == 0
     assert "at work on the cluster already, as job old" in said[0]
-    assert [asked.split()[0] for asked in head.asked] == ["RAY_AUTH_MODE=token", "fetch"]
+    assert [asked.split()[0] for asked in head.asked] == ["RAY_AUTH_MODE=token", "test", "fetch"]
 
 
 def test_one_that_has_ended_is_started_again_and_ray_is_not_restarted(go, tmp_path):
@@ -241,6 +244,27 @@ def test_results_do_not_go_into_another_runs_folder_and_then_the_cluster_stays(g
     assert not any(asked.startswith(("fetch", "down")) for asked in head.asked)
     assert any("another run's folder" in line for line in said)
     assert "The cluster stays" in said[-1]
+
+
+def test_a_sweep_that_left_nothing_has_nothing_to_fetch(go):
+    head = FakeHead(log=follow_log(2), codes={"-d": 1})
+    code, said = go(head, down=True)
+    assert code == 2
+    assert "It left no run folder at /mnt/runs/quickstart." in said
+    assert head.asked[-1] == "down"
+
+
+def test_results_that_cannot_be_fetched_change_nothing_about_the_sweeps_end(go, monkeypatch):
+    head = FakeHead(log=follow_log(0))
+
+    def fail(there, here):
+        raise WorkError("no space left")
+
+    monkeypatch.setattr(head, "fetch", fail)
+    code, said = go(head, down=True)
+    assert code == 0
+    assert "no space left" in said
+    assert "down" not in head.asked
 
 
 def test_status_needs_a_cluster_that_was_submitted_to(lab):
