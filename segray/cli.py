@@ -40,7 +40,11 @@ Arguments = Annotated[
 ]
 Runs = Annotated[
     list[str],
-    typer.Argument(metavar="RUN...", help="Run folders, as in runs/unet.", show_default=False),
+    typer.Argument(
+        metavar="RUN...",
+        help="Run folders, as in runs/unet or s3://bucket/runs/unet.",
+        show_default=False,
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -201,10 +205,12 @@ def compare(
     from segray.compare.wandb_view import log_comparison, report_in_wandb
     from segray.config import RequestError
     from segray.sweep.progress import count
+    from segray.sweep.store import readable
 
     if wandb_report and len(runs) < 2:
         raise RequestError("--wandb-report is of a comparison: name two runs or more")
-    comparison, page = compare_runs([Path(run) for run in runs], out, typer.echo, cost=cost)
+    folders = [readable(run, "best", "preds") for run in runs]
+    comparison, page = compare_runs(folders, out, typer.echo, cost=cost)
     console = Console(highlight=False, soft_wrap=True)
     console.print()
     for warning in comparison.unfair:
@@ -228,10 +234,12 @@ def compare(
 def _report(folder: Path) -> None:
     """A sweep's own page; whatever goes wrong with it, the sweep is done."""
     from segray.compare.compare import compare_runs
+    from segray.sweep.store import publish
 
     again = shlex.join(["segray", "compare", str(folder)])
     try:
         _, page = compare_runs([folder])
+        publish(folder, page.name, "compare.json")
     except Exception as error:
         _complain(
             f"the report could not be made: {type(error).__name__}: {error}\n"
@@ -257,6 +265,8 @@ def status(
 
         segray status runs/unet
 
+        segray status s3://bucket/runs/unet
+
         segray status /mnt/shared/runs/unet --cluster cluster.yaml
     """
     if cluster is not None:
@@ -264,9 +274,10 @@ def status(
 
         raise typer.Exit(ask_head(cluster, runs, typer.echo))
     from segray.sweep.housekeeping import show_status
+    from segray.sweep.store import readable
 
     for run in runs:
-        show_status(Path(run))
+        show_status(readable(run))
 
 
 @app.command()
@@ -357,9 +368,10 @@ def patience(
         segray patience runs/unet --json > patience.json
     """
     from segray.sweep.patience import show_patience
+    from segray.sweep.store import readable
 
     for run in runs:
-        show_patience(Path(run), as_json=as_json)
+        show_patience(readable(run), as_json=as_json)
 
 
 @app.command()
@@ -375,9 +387,16 @@ def clean(
 
         segray clean runs/unet
     """
+    from segray.config import RequestError
+    from segray.data.remote import is_remote
     from segray.sweep.housekeeping import clean_run
 
     for run in runs:
+        if is_remote(run):
+            raise RequestError(
+                f"{run}: clean frees folders of this machine or of a shared file system; in an "
+                "object store delete checkpoint/ of trials and candidates with the store's tools"
+            )
         clean_run(Path(run), lambda question: yes or _confirm(question))
 
 
@@ -441,9 +460,10 @@ def sync(
 
         WANDB_BASE_URL=https://wandb.example.org segray sync runs/*
     """
+    from segray.sweep.store import readable
     from segray.sweep.view import sync
 
-    sync([Path(run) for run in runs], typer.echo, untracked=rebuild)
+    sync([readable(run, "wandb") for run in runs], typer.echo, untracked=rebuild)
 
 
 @app.command()

@@ -26,6 +26,7 @@ from segray.predict.images import (
     blend,
     draw_legend,
 )
+from segray.sweep.store import readable
 from segray.train.metrics import leading_class, upsample, upsampled_preds
 
 BATCH = 4  # as evaluation takes
@@ -206,7 +207,7 @@ def load(folder: str | Path, device: str = "auto") -> Predictor:
     Raises RequestError for a folder that holds no model, or a device that is not there.
     """
     where = _device(device)
-    at = _model_folder(Path(folder))
+    at = _model_folder(readable(str(folder), "best"))
     record = read_record(at)
     colours = record.class_colours
     return Predictor(

@@ -20,6 +20,7 @@ from platformdirs import user_state_path
 
 from segray.config import Interrupted, RequestError, SweepConfig, WorkError, dump, read_sweep
 from segray.config.load import read_unchecked
+from segray.data.remote import is_remote
 from segray.submit import aws, jobs
 from segray.submit.cluster_file import (
     NETRC,
@@ -34,7 +35,6 @@ from segray.submit.credentials import write_netrc, write_token
 from segray.submit.head import Head, NoAnswer
 from segray.tracking.client import base_url
 
-STORES = ("s3://", "gs://")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")  # Ray's words for a job that is over
 _BEGIN, _END = "segray: the sweep's output begins", "segray: the sweep ended with "
 _RAYS = "Running entrypoint for job"  # what Ray says around the output, and at times within it
@@ -185,7 +185,7 @@ def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
 
 def _is_shared(written: str) -> bool:
     place = os.path.expandvars(written)  # `~` stays: this user's home is nobody else's
-    return place.startswith(STORES) or Path(place).is_absolute()
+    return is_remote(place) or Path(place).is_absolute()
 
 
 def _run(config: SweepConfig) -> str:
@@ -321,7 +321,7 @@ def _fetch(head: Head, configs: Sequence[SweepConfig]) -> bool:
     all_safe = True
     for config in configs:
         there, here = _run(config), Path("runs") / config.name
-        if there.startswith(STORES):
+        if is_remote(there):
             head.say(f"The results: {there}    (segray status {there})")
         elif _is_another(head, there, here):
             all_safe = False

@@ -37,7 +37,7 @@ def show_status(path: Path) -> None:
     ]
     wanted = len(config.final.seeds) if config.final else 0
     missing = trial_count(config) - len(ended)
-    screen.line(f"{config.name}: {config.model.name} on {config.data.format}, {path}")
+    screen.line(f"{config.name}: {config.model.name} on {config.data.format}, {folder.place}")
     states = Counter(trial.outcome.state for trial in ended)
     kinds = "".join(f", {number} {state}" for state, number in states.items())
     screen.line(

@@ -3,8 +3,10 @@
 import csv
 import functools
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,5 +110,49 @@ def records():
 
     def read(trial: Path) -> list[dict]:
         return [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+
+    return read
+
+
+@pytest.fixture
+def start():
+    """Starts `segray sweep FILE ...` and returns the process."""
+
+    def begin(file: Path, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "segray", "sweep", str(file), *arguments]
+        return subprocess.Popen(
+            command, cwd=file.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    return begin
+
+
+@pytest.fixture
+def kill_when():
+    """SIGKILL for a driver once `reached()`; it must not have ended by then."""
+
+    def kill(process: subprocess.Popen, reached) -> None:
+        while not reached():
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+    return kill
+
+
+@pytest.fixture
+def without_time():
+    """Every trial's records in a run folder, less the measured times."""
+
+    def read(run: Path) -> dict[str, list[dict]]:
+        return {
+            str(file.parent.relative_to(run)): [
+                {k: value for k, value in json.loads(line).items() if not k.startswith("time/")}
+                for line in file.read_text().splitlines()
+            ]
+            for file in sorted(run.glob("*/*/metrics.jsonl"))
+        }
 
     return read

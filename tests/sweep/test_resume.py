@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -26,36 +24,8 @@ def epochs_on_record(run: Path) -> int:
     return sum(file.read_text().count("\n") for file in files)
 
 
-def start(file: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "segray", "sweep", str(file), *arguments]
-    return subprocess.Popen(
-        command, cwd=file.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def kill_when(process: subprocess.Popen, reached) -> None:
-    """SIGKILL the driver once `reached()`; it must not have ended by then."""
-    while not reached():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-
-
-def without_time(run: Path) -> dict[str, list[dict]]:
-    """Every trial's records, less the measured times."""
-    return {
-        str(file.parent.relative_to(run)): [
-            {key: value for key, value in json.loads(line).items() if not key.startswith("time/")}
-            for line in file.read_text().splitlines()
-        ]
-        for file in sorted(run.glob("*/*/metrics.jsonl"))
-    }
-
-
 def test_killed_three_times_it_equals_the_undisturbed_sweep_to_the_bit(
-    sweep_file, leaderboard, tmp_path
+    sweep_file, leaderboard, start, kill_when, without_time, tmp_path
 ):
     """The driver is killed in the search, at its end, and in the final stage on two workers."""
     changes = {
@@ -194,7 +164,7 @@ def test_a_journal_cut_off_in_the_middle_of_a_line_is_mended(sweep_file, segray,
     assert all(json.loads(line) for line in journal.read_text().splitlines())
 
 
-def test_one_training_goes_on_too(sweep_file, segray, tmp_path, records):
+def test_one_training_goes_on_too(sweep_file, segray, kill_when, without_time, tmp_path):
     file = sweep_file(tracking={"wandb": {"mode": "disabled"}})
     assert segray("train", file, "name=whole", "train.epochs=6").returncode == 0
     command = [sys.executable, "-m", "segray", "train", str(file), "name=cut", "train.epochs=6"]

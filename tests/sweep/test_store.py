@@ -1,0 +1,269 @@
+"""Run folders in an object store: moto's S3, in a process of its own."""
+
+import json
+import shutil
+import threading
+import time
+
+import pytest
+
+from segray.config import RequestError, WorkError, load_sweep
+from segray.data.remote import RemoteError, RemoteFolder
+from segray.sweep import store
+from segray.sweep.records import RunFolder
+from segray.sweep.runner import run_sweep
+from segray.sweep.store import LEASE, Copy, Keeper, Lease, readable, run_path
+
+QUIET = {"tracking": {"wandb": {"mode": "disabled"}}}
+
+
+@pytest.fixture
+def remote(bucket):
+    return RemoteFolder(f"{bucket.url}/runs/tiny")
+
+
+def names(remote):
+    return sorted(remote.files())
+
+
+def test_killed_and_taken_up_on_another_head_it_equals_the_undisturbed_sweep(
+    sweep_file, leaderboard, start, kill_when, without_time, tmp_path, bucket, remote, monkeypatch
+):
+    """The driver is killed twice; each next one begins with an empty disk, as on a new head."""
+    changes = {
+        "method": "random",
+        "run_cap": 3,
+        "keep_trials": 1,
+        "train": {"epochs": 4, "batch_size": 4, "optimizer": {"lr": 1e-2}},
+        "final": {"seeds": [7], "workers": 2},
+        "tracking": {"wandb": {"mode": "offline", "images": 1}},
+    }
+    whole = run_sweep(load_sweep(sweep_file(**changes))).folder
+    file = sweep_file(**changes | {"storage": f"{bucket.url}/runs"})
+
+    def epochs():
+        return sum(
+            (remote.read(name) or b"").count(b"\n")
+            for name in remote.files()
+            if name.endswith("metrics.jsonl")
+        )
+
+    monkeypatch.setattr(store, "GONE_S", 0.0)
+    for head, count in ((1, 2), (2, 10)):
+        monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / f"head{head}"))
+        option = [] if head == 1 else ["--resume"]
+        kill_when(start(file, *option), lambda at=count: epochs() >= at)
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "head3"))
+    last = start(file, "--resume")
+    said, _ = last.communicate(timeout=300)
+    assert last.returncode == 0, said
+    assert "taken up again" in said
+    assert f"Everything is in {remote.url}" in said
+
+    seen = readable(remote.url, *store.PARTS)
+    ignored = ("seconds",)
+    rows = [
+        {trial: {k: v for k, v in row.items() if k not in ignored} for trial, row in each.items()}
+        for each in (leaderboard(whole), leaderboard(seen))
+    ]
+    assert rows[0] == rows[1]
+    assert without_time(whole) == without_time(seen)
+    metrics = [json.loads((run / "final/seed_7/metrics.json").read_text()) for run in (whole, seen)]
+    assert metrics[0] == metrics[1]
+    # The same files lie there as in a folder, but for locks and what says when.
+    here = {
+        path.relative_to(whole).as_posix()
+        for path in whole.rglob("*")
+        if path.is_file() and path.relative_to(whole).parts[0] not in ("wandb", ".lock", ".driver")
+    }
+    there = {name for name in names(remote) if not name.startswith("wandb/")}
+    assert {n for n in there if "report" not in n and n != "compare.json"} == here
+    # A run of W&B's for each training, whole: four, and what was cut off by kills.
+    runs = {name.split("/")[1] for name in names(remote) if name.endswith(".wandb")}
+    assert len({run.rpartition("-")[2] for run in runs}) == 4
+    assert (seen / "report.html").is_file()
+
+
+def test_a_run_in_the_store_is_seen_from_outside(sweep_file, segray, bucket, remote, tmp_path):
+    file = sweep_file(run_cap=1, final={"seeds": [1]}, storage=f"{bucket.url}/runs", **QUIET)
+    run = segray("sweep", file, "train.epochs=1")
+    assert run.returncode == 0, run.stderr
+    shutil.rmtree(run_path(load_sweep(file)))
+    status = segray("status", remote.url)
+    assert "1 of 1 trial ended, 1 of 1 final training" in status.stdout
+    assert "The sweep is done." in status.stdout
+    compared = segray("compare", remote.url, "--no-cost", "--out", tmp_path / "page")
+    assert compared.returncode == 0, compared.stderr
+    image = next((tmp_path / "cache").rglob("*.png"), None) or _an_image(tmp_path)
+    predicted = segray("predict", remote.url, image, "--out", tmp_path / "masks")
+    assert predicted.returncode == 0, predicted.stderr
+    again = segray("sweep", file, "train.epochs=1")
+    assert again.returncode == 2
+    assert "holds an earlier run" in again.stderr
+    assert segray("clean", remote.url).returncode == 2
+    assert segray("status", f"{bucket.url}/runs/other").returncode == 2
+
+
+def _an_image(folder):
+    from PIL import Image
+
+    Image.new("RGB", (64, 32)).save(folder / "street.png")
+    return folder / "street.png"
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_anything_runs(sweep_file, segray, bucket):
+    run = segray("sweep", sweep_file(storage="s3://no-such-bucket/runs", **QUIET))
+    assert run.returncode == 2
+    assert "s3://no-such-bucket/runs" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.fixture
+def begun(sweep_file, bucket):
+    file = sweep_file(storage=f"{bucket.url}/runs")
+    return load_sweep(file), RunFolder.create(load_sweep(file))
+
+
+def test_of_two_drivers_on_two_machines_one_has_the_run(begun, remote, tmp_path, monkeypatch):
+    config, folder = begun
+    monkeypatch.setattr(store, "BEAT_S", 0.3)
+    monkeypatch.setattr(store, "GONE_S", 3.0)
+    with folder.hold(lambda: None):
+        assert folder.running()
+        here = RunFolder.resume(config)
+        with pytest.raises(RequestError, match="is still running"), here.hold(lambda: None):
+            pass
+        monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "other"))
+        monkeypatch.setattr(store.platform, "node", lambda: "other")
+        there = RunFolder.resume(config)
+        with pytest.raises(RequestError, match="at work on"), there.hold(lambda: None):
+            pass
+    assert not folder.running()
+    assert LEASE not in names(remote)
+
+
+def test_a_driver_that_is_dead_is_waited_for_and_then_replaced(begun, remote, monkeypatch):
+    config, _ = begun
+    monkeypatch.setattr(store, "GONE_S", 1.0)
+    sign = {"id": "of-the-dead", "host": "a-machine-that-is-gone", "beat": 7, "time": 0}
+    remote.write(LEASE, json.dumps(sign).encode())
+    waited = []
+    with RunFolder.resume(config).hold(lambda: waited.append(1)):
+        assert waited
+        assert json.loads(remote.read(LEASE))["id"] != "of-the-dead"
+    sign["host"] = store.platform.node()  # whose locks say that it is dead
+    remote.write(LEASE, json.dumps(sign).encode())
+    with RunFolder.resume(config).hold(lambda: waited.append(2)):
+        assert waited == [1]
+
+
+def test_a_driver_that_was_replaced_writes_no_more(begun, remote):
+    _, folder = begun
+    with folder.hold(lambda: None):
+        sign = {"id": "another", "host": "elsewhere", "beat": 1, "time": time.time()}
+        remote.write(LEASE, json.dumps(sign).encode())
+        (folder.path / "leaderboard.csv").write_text("late")
+        with pytest.raises(WorkError, match="taken over by a sweep on elsewhere"):
+            folder.save()
+    assert "leaderboard.csv" not in names(remote)
+    assert json.loads(remote.read(LEASE))["id"] == "another"
+
+
+def test_a_copy_brings_what_changed_and_that_it_is_gone(remote, tmp_path):
+    copy = Copy(tmp_path / "here", remote)
+    (tmp_path / "here/deep").mkdir(parents=True)
+    for name in ("a", "deep/b", "c.tmp"):
+        (tmp_path / "here" / name).write_text(name)
+    copy.push_all(lambda name: True)
+    assert names(remote) == ["a", "deep/b"]
+    uploads, upload = [], remote.upload
+
+    def counted(source, name):
+        uploads.append(name)
+        upload(source, name)
+
+    remote.upload = counted
+    (tmp_path / "here/a").write_text("longer")
+    copy.push_all(lambda name: True)
+    assert uploads == ["a"]
+    (tmp_path / "here/deep/b").unlink()
+    copy.push_all(lambda name: True)
+    assert names(remote) == ["a"]
+    other = Copy(tmp_path / "there", remote)
+    other.fetch()
+    assert (tmp_path / "there/a").read_text() == "longer"
+
+
+def test_a_keeper_brings_the_epoch_that_it_was_told_of(remote, tmp_path):
+    """A checkpoint that is replaced while the one before is on its way stays that one."""
+    folder = tmp_path / "000"
+    keeper = Keeper(remote, "trials/000", folder, "mine")
+    keeper.fetch()
+    (folder / "checkpoint").mkdir()
+    sent, go_on = [], threading.Event()
+    copy = keeper._copy
+    upload = copy.remote.upload
+
+    def slowly(source, name):
+        go_on.wait(10)
+        sent.append(name)
+        upload(source, name)
+
+    copy.remote.upload = slowly
+    keeper.start()
+
+    def write(epoch):
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(f"{epoch}\n")
+        new = folder / "checkpoint/.new"
+        new.write_text(f"weights of {epoch}")
+        new.replace(folder / "checkpoint/last.safetensors")
+        keeper.epoch()
+
+    write(1)
+    while keeper._waiting:
+        time.sleep(0.01)
+    write(2)
+    write(3)  # takes the place of 2, which has not begun
+    trial = remote / "trials/000"
+    go_on.set()
+    until = time.monotonic() + 20
+    while trial.read("checkpoint/last.safetensors") != b"weights of 3":
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert sent == ["metrics.jsonl", "checkpoint/last.safetensors"] * 2
+    (folder / "checkpoint/last.safetensors").unlink()  # as at a trial's end
+    (folder / "outcome.json").write_text("{}")
+    keeper.finish()
+    assert sent[-1] == "outcome.json"
+    assert names(trial) == ["metrics.jsonl", "outcome.json"]
+
+
+def test_a_trial_whose_driver_was_replaced_brings_nothing(remote, tmp_path):
+    keeper = Keeper(remote, "trials/000", tmp_path / "000", "mine")
+    keeper.fetch()
+    keeper.start()
+    remote.write(LEASE, json.dumps({"id": "another", "host": "elsewhere"}).encode())
+    (tmp_path / "000/outcome.json").write_text("{}")
+    keeper.finish()
+    assert names(remote / "trials/000") == []
+
+
+def test_a_store_that_does_not_answer_is_tried_again_and_then_told(remote, monkeypatch):
+    monkeypatch.setattr(store, "TRIES_S", (0.01, 0.01))
+    calls = []
+
+    def fail():
+        calls.append(1)
+        raise RemoteError("cannot write s3://x")
+
+    with pytest.raises(RemoteError):
+        store.insist(fail)
+    assert len(calls) == 3
+
+
+def test_a_lease_of_nobody_is_taken_at_once(remote):
+    waited = []
+    with Lease(remote).held(lambda: waited.append(1), alone_here=True):
+        assert not waited
+        assert store.at_work(remote)
