@@ -1,16 +1,27 @@
 """What every test shares: a cache of its own, and no W&B account of the person who runs it."""
 
 import importlib.util
+import itertools
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-_spec = importlib.util.spec_from_file_location("wandb_server", ROOT / "tests" / "wandb_server.py")
-_wandb_server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_wandb_server)
+
+
+def _module(name):
+    """tests/<name>.py: the tests are no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / f"{name}.py")
+    found = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+_wandb_server = _module("wandb_server")
+_s3_server = _module("s3_server")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,3 +66,38 @@ def server():
     standin = _wandb_server.StandIn()
     yield standin
     standin.close()
+
+
+_bucket_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """moto's S3 in a process of its own: see s3_server.py. Nothing points at it yet."""
+    started = _s3_server.S3Server()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An empty bucket of this test's own, which clients in this process and those it starts reach.
+
+    s3://{bucket.name} is bucket.url.
+    """
+    found = _s3_server.Bucket(f"test-{os.getpid()}-{next(_bucket_numbers)}", s3_server)
+    s3_server.client().create_bucket(Bucket=found.name)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture
+def s3_proxy(bucket, s3_server, monkeypatch):
+    """As `bucket`, but through a proxy that counts, delays or refuses: see s3_server.Proxy."""
+    proxy = _s3_server.Proxy(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield proxy
+    proxy.close()

@@ -19,7 +19,7 @@ from segray.bench.bounds import bounds, count_work
 from segray.config import WorkError, load_sweep
 from segray.data import open_dataset
 from segray.sweep import estimate
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.progress import Screen
 
 SWEEP = {

@@ -32,8 +32,8 @@ from segray.data import (
 )
 from segray.data.samples import Splits
 from segray.models import Segmenter
-from segray.sweep.cluster import Plan
 from segray.sweep.estimate import Bench, duration, facts, own_trial
+from segray.sweep.placement import Plan
 from segray.sweep.progress import Screen
 from segray.train import (
     Metrics,

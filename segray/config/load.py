@@ -332,7 +332,8 @@ def _leaves(data: Any, at: KeyPath = ()) -> Iterator[KeyPath]:
 def _absolute_paths(config: SweepConfig) -> SweepConfig:
     """Workers run in another folder, so what names a place on this machine is made absolute."""
     raw = config.model_dump(mode="json")
-    raw["storage"] = str(Path(config.storage).absolute())
+    if "://" not in config.storage:
+        raw["storage"] = str(Path(config.storage).absolute())
     if config.data.root is not None:
         raw["data"]["root"] = str(Path(config.data.root).absolute())
     pretrained = raw["model"].get("pretrained")

@@ -281,9 +281,20 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
     if metric.name != "val/loss" and metric.goal == "minimize":
         rule = f"{metric.name} is better when it is larger: set goal: maximize"
         yield Flaw(("metric", "goal"), rule, metric.goal)
-    if "://" in config.storage:
-        rule = "expected a folder of this machine or of a shared file system"
+    if "://" in config.storage and not config.storage.startswith(("s3://", "gs://")):
+        rule = "expected a folder, s3://bucket/folder or gs://bucket/folder"
         yield Flaw(("storage",), rule, config.storage)
+    share = config.resources.gpus_per_worker
+    at_most = max(config.resources.workers, config.final.workers if config.final else 1)
+    if share != "auto" and share > 1 and share != int(share):
+        rule = "a worker gets a share of one GPU, or whole ones: 0.5, 1 or 2"
+        yield Flaw(("resources", "gpus_per_worker"), rule, share)
+    if share != "auto" and 0 < share < 1 and at_most > 1:
+        rule = (
+            f"NCCL takes no two workers of a training on one GPU, and here are {at_most}: give "
+            "each a whole one, or lower resources.workers and final.workers to 1"
+        )
+        yield Flaw(("resources", "gpus_per_worker"), rule, share)
     classes = config.data.class_names
     for path, weights in reachable_places(config, "train.loss.class_weights"):
         if isinstance(weights, tuple) and len(weights) != len(classes):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import optuna
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:  # it brings torch, which this actor has no use for: 200 MB
     from segray.train import Stop
@@ -47,6 +48,8 @@ class Board:
         self._last: dict[str, tuple[int, Stop | None]] = {}  # trial -> epoch, what it was told
         self._deadline: float | None = None
         self._closed = False
+        self._notes: dict[str, tuple[str, int, int]] = {}
+        self._nodes: dict[str, set[str]] = {}
         for trial_id, epoch, objective in _reported(trials) if self._prunes else ():
             if objective is None:
                 self.finish(trial_id)
@@ -82,6 +85,24 @@ class Board:
         values = frozen.intermediate_values
         if values and not frozen.state.is_finished():
             self._study.tell(trial, values[max(values)])
+
+    def enter(self, trial_id: str, node_id: str) -> None:
+        """A worker of a trial has started on a node of Ray's."""
+        self._nodes.setdefault(trial_id, set()).add(node_id)
+
+    def leave(self, trial_id: str) -> set[str]:
+        """A trial's workers are gone: the nodes that they were on."""
+        return self._nodes.pop(trial_id, set())
+
+    def note(self, node: str, what: str, done: int, total: int) -> None:
+        """A machine says how many of what it has made ready."""
+        self._notes[node] = what, done, total
+        if done == total:
+            del self._notes[node]
+
+    def notes(self) -> dict[str, tuple[str, int, int]]:
+        """What machines are getting ready: node -> of what, how many, of how many."""
+        return self._notes
 
     def close(self) -> None:
         """Ask every trial to end after its epoch."""
@@ -126,10 +147,20 @@ def open_board(
 ) -> ActorHandle:
     """Start the board under `name`; it ends with the handle, and nothing else ends it."""
     actor = ray.remote(Board).options(
-        name=name, namespace=NAMESPACE, num_cpus=0, max_restarts=-1, max_task_retries=-1
+        name=name,
+        namespace=NAMESPACE,
+        num_cpus=0,
+        max_restarts=-1,
+        max_task_retries=-1,
+        scheduling_strategy=on_node(ray.get_runtime_context().get_node_id()),  # not on a spot node
     )
     handle: ActorHandle = actor.remote(pruner, direction, deadline, trials)
     return handle
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """For an actor or task that has its place on one node."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 def find_board(name: str) -> ActorHandle:

@@ -6,22 +6,19 @@ import _thread
 import atexit
 import contextlib
 import logging
-import math
 import os
 import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from segray.config import RequestError, SegrayError, WorkError
-from segray.config.schema import Final, Resources
-from segray.data import cache_root, cores
+from segray.data import cache_root
+from segray.sweep.autoscaler import node_kinds
+from segray.sweep.placement import Cluster, nodes_of
 
 # Read by Ray as it is imported. Tune's own tables, files and snapshots: segray's records replace
 # them.
@@ -51,28 +48,13 @@ _WORKERS = {
 TMPDIR_LIMIT = 35  # characters: a socket's whole path has 107, and Ray's part of it about 70
 WATCH_S = 0.5  # between looks at whether Ray still lives
 PATIENCE_S = 10.0  # for this program to end by itself once it does not
-_PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE")  # no secret among them
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What every trial of a stage gets."""
-
-    workers: int
-    threads: int  # CPUs of a worker, and torch's threads in it
-    gpus_per_worker: float
-    concurrent: int
-
-    def __str__(self) -> str:
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
-        cpus = "1 CPU" if self.threads == 1 else f"{self.threads} CPUs"
-        gpus = f", {self.gpus_per_worker:g} GPU" if self.gpus_per_worker else ""
-        return f"{workers} of {cpus}{gpus} each"
+# No secret among them.
+_PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE", "AWS_ENDPOINT_URL")
 
 
 @contextlib.contextmanager
-def ray_cluster() -> Iterator[dict[str, float]]:
-    """Ray, for as long as the context lasts; yields what the cluster has (see `plan`).
+def ray_cluster() -> Iterator[Cluster]:
+    """Ray, for as long as the context lasts; yields what the cluster has.
 
     Ray's own processes listen on every interface, which cannot be changed, but answer only those
     who know a token: one made for this process, since Ray would write its own to a file that all
@@ -147,7 +129,8 @@ def ray_cluster() -> Iterator[dict[str, float]]:
     ended = threading.Event()
     threading.Thread(target=_watch, args=(ended,), daemon=True, name="segray-ray").start()
     try:
-        yield _resources(ray.nodes())
+        kinds, most_added = node_kinds() if address else ((), 0)
+        yield Cluster(nodes_of(ray.nodes()), kinds, most_added)
     except Exception as error:  # whatever Ray's calls make of its end
         if not isinstance(error, SegrayError) and (dead := dead_process()):
             raise RayLost(dead) from error
@@ -213,75 +196,6 @@ def _exit_now() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(RayLost.exit_code)
-
-
-def this_machine() -> dict[str, float]:
-    """What Ray would find here."""
-    here = {"CPU": cores(), "GPU": torch.cuda.device_count()}
-    return _resources([{"Alive": True, "Resources": here}])
-
-
-def _resources(nodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """CPU and GPU: of all nodes. node_CPU: of the largest. CPU_per_GPU: on the node that has least
-    of it.
-    """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus, gpus = ([float(node.get(kind, 0)) for node in alive] for kind in ("CPU", "GPU"))
-    shares = [cpu / gpu for cpu, gpu in zip(cpus, gpus, strict=True) if gpu]
-    return {
-        "CPU": sum(cpus),
-        "GPU": sum(gpus),
-        "node_CPU": max(cpus),
-        "CPU_per_GPU": min(shares, default=0.0),
-    }
-
-
-def plan(resources: Resources, cluster: Mapping[str, float], trials: int) -> Plan:
-    """What each of `trials` trials gets of the cluster.
-
-    auto: a worker takes a GPU where there are any, and its share of the cores. Without GPUs as many
-    trials run at once as there are cores, but at most a quarter of them all: of trials that all
-    start together, sampler and ASHA learn nothing. Cores that are left over become threads. No
-    worker gets more than a node has. Raises RequestError, with the arithmetic, for a trial that the
-    cluster can never hold.
-    """
-    cpus, gpus = int(cluster.get("CPU", 0)), cluster.get("GPU", 0.0)
-    node_cpus = int(cluster.get("node_CPU", cpus))
-    per_gpu = resources.gpus_per_worker
-    gpu_share = (1.0 if gpus else 0.0) if per_gpu == "auto" else per_gpu
-    limit = trials if gpu_share else max(2, math.ceil(trials / 4))
-    wanted = limit if resources.max_concurrent == "auto" else resources.max_concurrent
-    if resources.cpus_per_worker != "auto":
-        threads = resources.cpus_per_worker
-    elif gpu_share:
-        share = cluster.get("CPU_per_GPU", cpus / gpus if gpus else 0)
-        threads = max(1, min(node_cpus, int(share * gpu_share)))
-    else:
-        threads = max(1, min(node_cpus, cpus // (min(wanted, trials) * resources.workers)))
-    fits = cpus // (threads * resources.workers) if threads <= node_cpus else 0
-    if gpu_share:
-        fits = min(fits, int(gpus / (gpu_share * resources.workers) + 1e-9))
-    if fits == 0:
-        raise RequestError(
-            f"resources: a trial (workers: {resources.workers}) needs "
-            f"{threads * resources.workers} CPUs and {gpu_share * resources.workers:g} GPUs; "
-            f"this cluster has {cpus} CPUs ({node_cpus} on its largest node) and {gpus:g} GPUs. "
-            "Lower resources.workers, cpus_per_worker or gpus_per_worker"
-        )
-    return Plan(resources.workers, threads, gpu_share, min(fits, wanted, trials))
-
-
-def plan_final(resources: Resources, final: Final, cluster: Mapping[str, float]) -> Plan:
-    """What each training of the final stage gets: side by side as far as there are cores.
-
-    Raises RequestError as `plan` does.
-    """
-    trainings = final.trainings
-    side_by_side = max(1, min(trainings, int(cluster.get("CPU", 1)) // final.workers))
-    if resources.max_concurrent != "auto":
-        side_by_side = min(side_by_side, resources.max_concurrent)
-    changes = {"workers": final.workers, "max_concurrent": side_by_side}
-    return plan(resources.model_copy(update=changes), cluster, trainings)
 
 
 def _check_reachable(address: str) -> None:

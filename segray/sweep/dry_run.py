@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from segray.config.schema import Asha, Median
 from segray.config.yaml_file import brief
 from segray.data import cache_root, is_cached, read_splits
 from segray.data.samples import pooled
-from segray.sweep.cluster import Plan, this_machine
 from segray.sweep.estimate import (
     cache_bytes,
     checkpoint_bytes,
@@ -33,10 +31,12 @@ from segray.sweep.estimate import (
     read_bench,
     time_in_words,
 )
+from segray.sweep.placement import Plan, this_machine
 from segray.sweep.preflight import check_steps, first_trial
 from segray.sweep.progress import count, size
 from segray.sweep.records import RunFolder
 from segray.sweep.space import brackets, left_to_chance
+from segray.sweep.store import run_place
 from segray.tracking import check as check_tracking
 from segray.train import build_trial_model
 
@@ -92,8 +92,8 @@ def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str
         machine = this_machine()
         stage, final = plan_here(config)
         at_once = stage.concurrent
-        cores = f"{machine['CPU']:g} CPUs and {machine['GPU']:g} GPUs here"
-        yield "places", f"{count(at_once, 'trial')} at a time, {stage}; {cores}"
+        here = machine.nodes[0].shape
+        yield "places", f"{count(at_once, 'trial')} at a time, {stage}; there are {here} here"
         yield "time", _time(config, parts, stage, final)
     yield "disk", "; ".join(_disk(config, sum(parts.values()), at_once or 1))
     taken = (
@@ -101,7 +101,7 @@ def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str
         if RunFolder.is_free(config)
         else ", which holds an earlier run: --resume, or another name="
     )
-    yield "results", f"{Path(config.storage) / config.name}{taken}"
+    yield "results", f"{run_place(config)}{taken}"
     yield "W&B", check_tracking(config.tracking.wandb.mode, ask=False).says
 
 

@@ -28,10 +28,14 @@ from ray.tune.search import Searcher
 
 from segray.config import WorkError
 from segray.config.schema import Failure
+from segray.data.remote import RemoteError
+from segray.sweep import autoscaler
 from segray.sweep.board import open_board
-from segray.sweep.cluster import Plan, RayLost, dead_process
+from segray.sweep.cluster import RayLost, dead_process
 from segray.sweep.faults import Fault, halved, oom_kills, put_down, understand
-from segray.sweep.progress import Screen
+from segray.sweep.nodes import alive, lost_among
+from segray.sweep.placement import Plan
+from segray.sweep.progress import Screen, count
 from segray.sweep.records import (
     FINISHED,
     RunFolder,
@@ -45,6 +49,8 @@ from segray.sweep.search import Queue
 from segray.sweep.trial import tune_trainable, tune_trainable_on_workers
 from segray.train import Outcome
 
+LOOK_S = 2.0  # between looks at nodes that are getting ready, and at the autoscaler
+PATIENCE_S = 15.0  # for a trial to find its place, before the person is told
 SETTLE_S = 1.0  # from a trial's death to the look at whether Ray lives
 
 
@@ -68,7 +74,7 @@ def run_trials(
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed sweep
     handle = open_board(board, pruner, goal, deadline, folder.path / "trials")
-    desk = _Desk(queue, screen, failure, handle)
+    desk = _Desk(queue, stage, screen, failure, handle, folder)
     if stage.workers == 1:
         resources = {"CPU": stage.threads} | (
             {"GPU": stage.gpus_per_worker} if stage.gpus_per_worker else {}
@@ -119,6 +125,10 @@ def _or_stop() -> Iterator[None]:
         yield
     except OSError as error:
         raise _Stopped(_paused(f"{error.strerror or error}: {error.filename}")) from None
+    except RemoteError as error:
+        raise _Stopped(_paused(str(error))) from None
+    except WorkError as error:  # another driver has the run
+        raise _Stopped(error) from None
 
 
 def _paused(why: str) -> WorkError:
@@ -143,10 +153,23 @@ class _Desk:
     out again.
     """
 
-    def __init__(self, queue: Queue, screen: Screen, failure: Failure, board: ActorHandle) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        stage: Plan,
+        screen: Screen,
+        failure: Failure,
+        board: ActorHandle,
+        folder: RunFolder,
+    ) -> None:
         self._queue, self._screen, self._failure, self._board = queue, screen, failure, board
+        self._stage, self._folder = stage, folder
+        self._looked = time.monotonic()
+        self._notes = board.notes.remote()
+        self._noted: set[str] = set()  # machines that are getting ready
         self._interrupted = False
         self._again: list[TrialSpec] = []
+        self._stranded: list[tuple[TrialSpec, set[str]]] = []  # until Ray knows of the lost nodes
         self._running: dict[str, int] = {}  # trial -> oom_kills() when it started
         self._failures: Counter[str] = Counter()
 
@@ -179,19 +202,51 @@ class _Desk:
             raise KeyboardInterrupt
         if dead := dead_process():
             raise _Stopped(RayLost(dead))
+        if time.monotonic() > self._looked + LOOK_S:
+            self._looked = time.monotonic()
+            self._tell_of_nodes()
+            self._tell_of_waiting()
+
+    def _tell_of_nodes(self) -> None:
+        """Show what machines are getting ready, as far as the board has answered."""
+        if not ray.wait([self._notes], timeout=0)[0]:
+            return
+        with contextlib.suppress(ray.exceptions.RayError):  # it starts again by itself
+            notes = ray.get(self._notes)
+            for node, (what, done, total) in notes.items():
+                self._screen.note(node, f"{node}: {what} {done}/{total}")
+            for node in self._noted - set(notes):
+                self._screen.note(node, "")
+            self._noted = set(notes)
+        self._notes = self._board.notes.remote()
+
+    def _tell_of_waiting(self) -> None:
+        """Show how many trials wait for a place, for what, and what is done about it."""
+        waiting = self._screen.waiting(PATIENCE_S)
+        doing = autoscaler.progress() if waiting else ""
+        told = ""
+        if waiting:
+            told = f"{count(waiting, 'trial')} waiting for {self._stage}"
+            told += f": {doing}" if doing else ": all places are taken, or their node is gone"
+        self._screen.note("waiting", told)
 
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: none now, and none at all once no trial is `busy`."""
+        if self._stranded:  # Ray would give them a place on the node that is gone
+            up = alive()
+            self._again += [spec for spec, lost in self._stranded if not lost & up]
+            self._stranded = [(spec, lost) for spec, lost in self._stranded if lost & up]
         with _or_stop():
             spec = self._again.pop(0) if self._again else self._queue.next()
         if spec is not None:
             self._running[spec.id] = oom_kills()
+            self._screen.wait(spec.id, spec.assignment)
         return spec
 
     @property
     def busy(self) -> bool:
-        """Whether trials are at work."""
-        return bool(self._running)
+        """Whether trials are at work, or will go on."""
+        return bool(self._running or self._again or self._stranded)
 
     def started(self, spec: TrialSpec) -> None:
         self._screen.start(spec.id, spec.assignment)
@@ -203,6 +258,7 @@ class _Desk:
         self._close_if_asked()
 
     def ended(self, spec: TrialSpec) -> None:
+        self._collect(spec)
         outcome = read_outcome(spec.folder)
         if outcome is None:
             self.failed(spec, "it ended without saying how")
@@ -215,26 +271,46 @@ class _Desk:
         if fault.kind == "died":
             time.sleep(SETTLE_S)  # all of Ray may be dying, and no trial have failed
         self.look_round()
+        lost = self._lost(spec) if fault.kind in ("died", "raised") else {}
+        if lost:
+            fault = Fault("node_lost", f"lost with its node {', '.join(sorted(lost.values()))}")
+        self._collect(spec)
         outcome = read_outcome(spec.folder)
         if outcome is not None and outcome.state != "failed":
             self._book(spec, outcome)  # it was over, and only its tracker was still at work
             return
         if fault.kind == "disk_full":
             raise _Stopped(_paused(f"the disk of {spec.run_folder} is full ({fault.reason})"))
+        if fault.kind == "store_lost":
+            raise _Stopped(_paused(fault.reason))
         with _or_stop():
             put_down(spec.folder, fault.reason, account)
             again = self._second_try(spec, fault)
             if again is None:
-                outcome = failed_outcome(spec.folder, fault.reason)
-                write_outcome(spec.folder, outcome)
-                self._book(spec, outcome)
-                return
+                write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
+            self._folder.save_training(spec.folder)
+        if again is None:
+            self._book(spec, failed_outcome(spec.folder, fault.reason))
+            return
         del self._running[spec.id]
-        self._again.append(again)
+        self._stranded.append((again, set(lost)))
         self._screen.again(spec.id, again.note)
+
+    def _collect(self, spec: TrialSpec) -> None:
+        """See to it that a trial's records are on this machine."""
+        with _or_stop():
+            self._folder.collect(spec.folder, weights=spec.stage != "trial")
+
+    def _lost(self, spec: TrialSpec) -> dict[str, str]:
+        """Which of the nodes that a trial had workers on are gone: id -> name."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            return lost_among(ray.get(self._board.leave.remote(spec.id)))
+        return {}
 
     def _second_try(self, spec: TrialSpec, fault: Fault) -> TrialSpec | None:
         """The trial as it is tried again, or None where it has failed for good."""
+        if fault.kind == "node_lost":  # no fault of the trial's
+            return replace(spec, note=f"{fault.reason}; it went on elsewhere from its last epoch")
         if fault.kind != "out_of_memory":
             self._failures[spec.id] += 1
             if self._failures[spec.id] > self._failure.retries:
@@ -258,6 +334,7 @@ class _Desk:
             raise _Stopped(None)  # the others stand at their last epoch, for --resume
         if outcome.state in FINISHED:
             self._board.finish.remote(spec.id)
+        self._board.leave.remote(spec.id)
         self._close_if_asked()
 
     def _close_if_asked(self) -> None:

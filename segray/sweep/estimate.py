@@ -22,7 +22,7 @@ import torch
 from segray.config import SweepConfig, TrialConfig, reachable, trial_config, trial_count
 from segray.config.schema import Asha, Hyperband, Median, StopRule
 from segray.data import cache_root, cores
-from segray.sweep.cluster import Plan, plan, plan_final, this_machine
+from segray.sweep.placement import Plan, plan, plan_final, this_machine
 from segray.sweep.progress import count
 from segray.sweep.records import write_text
 from segray.sweep.space import brackets

@@ -9,7 +9,7 @@ from typing import Literal
 
 from segray.config import TrialConfig
 
-Kind = Literal["out_of_memory", "disk_full", "died", "raised"]
+Kind = Literal["out_of_memory", "disk_full", "store_lost", "node_lost", "died", "raised"]
 LINES = 40  # of a failure's account that error.txt keeps
 
 _MEMORY = re.compile(
@@ -17,6 +17,7 @@ _MEMORY = re.compile(
     r"|OutOfMemoryError|^MemoryError|bad_alloc",
     re.IGNORECASE | re.MULTILINE,
 )
+_STORE = re.compile(r"RemoteError: (cannot .*)")
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
 # What Ray says of a process that is gone: of a trial's own, and of one of Ray Train's workers.
 _DIED = re.compile(r"died unexpectedly|worker process has died|WORKER_DIED|ActorDiedError")
@@ -38,6 +39,8 @@ def understand(account: str, config: TrialConfig, oom_kills: int = 0) -> Fault:
     """
     if disk := _DISK.search(account):
         return Fault("disk_full", disk[0])
+    if store := _STORE.search(account):
+        return Fault("store_lost", store[1])
     died = _DIED.search(account) is not None
     if _MEMORY.search(_without_rays_advice(account)):
         said = _line(account, _MEMORY)

@@ -7,8 +7,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,16 @@ from segray.config import (
 )
 from segray.config.schema import Resources, Tracking
 from segray.data import cache_root, check_dataset, cores, is_cached, read_splits
+from segray.data.remote import RemoteError, RemoteFolder, is_remote
+from segray.sweep import autoscaler
 from segray.sweep.budget import check_gpus
-from segray.sweep.cluster import Plan, dead_process, plan, plan_final
+from segray.sweep.cluster import dead_process
 from segray.sweep.estimate import cache_bytes, checkpoint_bytes
+from segray.sweep.placement import Cluster, Plan, plan, plan_final
 from segray.sweep.progress import Screen, count, size
 from segray.sweep.records import RunFolder
 from segray.sweep.space import left_to_chance
+from segray.sweep.store import run_path
 from segray.tracking import check as check_tracking
 from segray.train import StepCost, build_trial_model, measure_step
 
@@ -49,7 +54,7 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConf
     """
     if new:
         RunFolder.check_free(config)
-    _check_writable(Path(config.storage))
+    check_writable(config.storage)
     screen.say(f"{config.name}: {config.model.name} on {config.data.format}")
     with screen.bars() as progress:
         _, splits = read_splits(config.data, progress)
@@ -64,7 +69,7 @@ def check_inputs(config: SweepConfig, screen: Screen, *, new: bool) -> SweepConf
         )
     # Fetches pretrained weights once, before trials ask for them side by side.
     parameters = [
-        sum(p.numel() for p in build_trial_model(one).parameters()) for one in _origins(config)
+        sum(p.numel() for p in build_trial_model(one).parameters()) for one in origins(config)
     ]
     if not hasattr(config.model, "pretrained") or config.model.pretrained is None:
         with torch.device("meta"):  # shapes without numbers
@@ -107,9 +112,7 @@ def check_steps(config: SweepConfig, images: int) -> None:
         )
 
 
-def place(
-    config: SweepConfig, cluster: Mapping[str, float], screen: Screen
-) -> tuple[Plan, Plan | None]:
+def place(config: SweepConfig, cluster: Cluster, screen: Screen) -> tuple[Plan, Plan | None]:
     """How the trials of the search, and those of the final stage, share the cluster.
 
     As they fit by cores, GPUs and memory: one worker somewhere on the cluster takes the step of the
@@ -120,14 +123,14 @@ def place(
     trials = trial_count(config)
     search = plan(config.resources, cluster, trials)
     check_gpus(config.budget, search.gpus_per_worker)
-    cost = _measure(config, search, screen)
+    cost = _measure(config, cluster, search, screen)
     search = _by_memory(config.resources, cluster, trials, search, cost, screen)
     if config.final is None:
         return search, None
     final = plan_final(config.resources, config.final, cluster)
     resources = config.resources.model_copy(update={"workers": final.workers})
     if final.workers < search.workers:  # each has more of the batch
-        cost = _measure(config, final, screen)
+        cost = _measure(config, cluster, final, screen)
     # The number of trainings side by side was ours: memory may lower it.
     at_once = config.final.trainings
     return search, _by_memory(resources, cluster, at_once, final, cost, screen)
@@ -145,7 +148,7 @@ class _Cost:
 
 def _by_memory(
     resources: Resources,
-    cluster: Mapping[str, float],
+    cluster: Cluster,
     trials: int,
     stage: Plan,
     cost: _Cost,
@@ -217,7 +220,7 @@ def first_trial(config: SweepConfig, **assignment: Any) -> TrialConfig:
     )
 
 
-def _origins(config: SweepConfig) -> Iterator[TrialConfig]:
+def origins(config: SweepConfig) -> Iterator[TrialConfig]:
     """A trial for each place that weights may come from."""
     key = "model.pretrained"
     if key not in config.parameters:
@@ -227,8 +230,19 @@ def _origins(config: SweepConfig) -> Iterator[TrialConfig]:
         yield first_trial(config, **{key: origin})
 
 
-def _check_writable(storage: Path) -> None:
-    nearest = next(path for path in (storage, *storage.parents) if path.exists())
+def check_writable(storage: str) -> None:
+    """Raises RequestError where this machine cannot write to `storage`."""
+    if is_remote(storage):
+        probe = f".segray-{secrets.token_hex(8)}"
+        store = RemoteFolder(storage)
+        try:
+            store.write(probe, b"")
+            store.delete([probe])
+        except RemoteError as error:
+            raise RequestError(f"storage: {error}") from None
+        return
+    folder = Path(storage)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise RequestError(
             f"storage: cannot write to {storage}: {nearest} is "
@@ -242,9 +256,9 @@ def _check_disk(config: SweepConfig, images: Sequence[int], parameters: int, new
     at_once = config.resources.max_concurrent
     need = checkpoint_bytes(config, parameters, cores() if at_once == "auto" else at_once)
     if not new:  # most stand already
-        there = (Path(config.storage) / config.name).glob("*/*/checkpoint/*.safetensors")
+        there = run_path(config).glob("*/*/checkpoint/*.safetensors")
         need = max(0, need - sum(file.stat().st_size for file in there))
-    needs = {"checkpoints": (Path(config.storage), need)}
+    needs = {"checkpoints": (run_path(config).parent, need)}
     if not is_cached(config.data):
         needs["the image cache"] = (cache_root(), cache_bytes(config, sum(images)))
     disks: dict[int, list[tuple[str, Path, int]]] = {}
@@ -272,16 +286,20 @@ def _size_of(config: TrialConfig) -> dict[str, Any]:
     return model | {"train.batch_size": config.train.batch_size, "train.crop": crop}
 
 
-def _try_step(config: TrialConfig, room: int) -> tuple[StepCost, int]:
+def _try_step(config: TrialConfig) -> tuple[StepCost, int]:
     """On a worker: what a step costs there, and the memory that there is for it."""
     if not config.gpus_per_worker:
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        room = next(int(n["Resources"]["memory"]) for n in ray.nodes() if n["NodeID"] == here)
         return measure_step(config, torch.device("cpu"), room), room
     memory = torch.cuda.get_device_properties(0).total_memory
     room = int(memory * min(1.0, config.gpus_per_worker))
     return measure_step(config, torch.device("cuda"), room), room
 
 
-def _measure(config: SweepConfig, stage: Plan, screen: Screen) -> _Cost:
+def _measure(config: SweepConfig, cluster: Cluster, stage: Plan, screen: Screen) -> _Cost:
     """The cost of the largest trial's step on a worker like the trials' own."""
     import ray  # not before ray_cluster, which sets what Ray reads on import
 
@@ -293,18 +311,21 @@ def _measure(config: SweepConfig, stage: Plan, screen: Screen) -> _Cost:
         gpus_per_worker=stage.gpus_per_worker,
         threads=stage.threads,
     )
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    memory = [int(node["memory"]) for node in nodes if node.get("CPU") and node.get("memory")]
     task = ray.remote(
         num_cpus=stage.threads, num_gpus=stage.gpus_per_worker, max_calls=1, max_retries=0
     )(_try_step)
-    promise = task.remote(largest, max(memory))
+    promise = task.remote(largest)
     worker = f"{count(stage.threads, 'CPU')} and {stage.gpus_per_worker:g} GPUs"
     sizes = ", ".join(f"{name}={value}" for name, value in _size_of(largest).items())
     try:
-        ready, _ = ray.wait([promise], timeout=CALM_S)
-        if not ready:
-            screen.say(f"waiting for a worker of {worker} to try a step of the largest trial")
+        with screen.notes() as note:
+            while not ray.wait([promise], timeout=CALM_S)[0]:
+                doing = autoscaler.progress()
+                note(
+                    "preflight",
+                    f"waiting for a worker of {worker} to try a step of the largest trial"
+                    + (f": {doing}" if doing else ""),
+                )
         cost, room = ray.get(promise)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
@@ -317,7 +338,8 @@ def _measure(config: SweepConfig, stage: Plan, screen: Screen) -> _Cost:
             f"one training step of the largest trial ({sizes}) failed on a worker of {worker}: "
             f"{said}. If memory is short, lower train.batch_size, train.crop or the model's width"
         ) from None
-    rooms = [room] if stage.gpus_per_worker else memory
+    memory = [node.memory for node in cluster.largest if node.cpus and node.memory]
+    rooms = [room] if stage.gpus_per_worker else memory or [room]
     share = largest.train.batch_size // largest.workers // largest.train.accumulate
     how = "measured" if cost.images == share else f"extrapolated from {cost.images} images"
     there = f"{size(sum(rooms))} of {'GPU memory for it' if stage.gpus_per_worker else 'memory'}"

@@ -44,6 +44,14 @@ class Running:
     value: float | None = None
     best: float | None = None
     stopped: bool = False  # by a kill or a Ctrl-C
+    waiting: bool = False  # for a place
+
+    @property
+    def state(self) -> str:
+        """In a word, for its row."""
+        if self.stopped or self.waiting:
+            return "stopped" if self.stopped else "waiting"
+        return "running" if self.epoch else "starting"
 
 
 @dataclass
@@ -65,6 +73,8 @@ class Screen:
     _noted: set[str] = field(default_factory=set)
     _last_line: float = 0.0
     _budget: Callable[[], str] = lambda: ""
+    _notes: dict[str, str] = field(default_factory=dict)  # lines that change, by what they are of
+    _told: dict[str, tuple[str, float]] = field(default_factory=dict)  # without a terminal: when
     _live: Live | None = None
     _lively: bool = False  # whether the terminal can redraw lines
 
@@ -104,6 +114,39 @@ class Screen:
             yield tell
 
     @contextlib.contextmanager
+    def notes(self) -> Iterator[Callable[[str, str], None]]:
+        """Lines that change, where there is no table yet; yields `note`."""
+        try:
+            if not self._lively:
+                yield self.note
+                return
+            with Live(
+                get_renderable=lambda: Group(*self._note_lines()),
+                console=self.console,
+                refresh_per_second=4,
+                transient=True,
+            ) as self._live:
+                yield self.note
+        finally:
+            self._live = None
+            self._notes.clear()
+
+    def note(self, key: str, text: str) -> None:
+        """A line below the table, in place of the one of the same key; without text it goes."""
+        if not text:
+            self._notes.pop(key, None)
+            return
+        self._notes[key] = text
+        before, when = self._told.get(key, ("", 0.0))
+        now = time.monotonic()
+        if self._live is None and text != before and now > when + HEARTBEAT:
+            self._told[key] = text, now
+            self.say(text)
+
+    def _note_lines(self) -> list[Text]:
+        return [Text(text, style="yellow") for text in self._notes.values()]
+
+    @contextlib.contextmanager
     def trials(
         self,
         total: int,
@@ -126,6 +169,16 @@ class Screen:
         ) as self._live:
             yield
         self._live = None
+        self._notes.clear()
+
+    def wait(self, trial_id: str, assignment: Mapping[str, Any]) -> None:
+        """A trial waits for a place on the cluster."""
+        self.running[trial_id] = Running(trial_id, assignment, time.monotonic(), waiting=True)
+
+    def waiting(self, seconds: float) -> int:
+        """How many trials have waited for so long, for a place or for their first workers."""
+        until = time.monotonic() - seconds
+        return sum(t.started < until for t in self.running.values() if t.state == "waiting")
 
     def start(self, trial_id: str, assignment: Mapping[str, Any]) -> None:
         """A trial has started."""
@@ -211,7 +264,8 @@ class Screen:
         table = self._rows(best[:ROWS], list(self.running.values()), None)
         more = [Text(f"  and {hidden} more trials below these", style="dim")] if hidden > 0 else []
         elapsed = clock(time.monotonic() - self.began)
-        return Group(table, *more, Text(f"{self._status()}  elapsed {elapsed}", style="bold"))
+        status = Text(f"{self._status()}  elapsed {elapsed}", style="bold")
+        return Group(table, *more, *self._note_lines(), status)
 
     def _rows(
         self, ended: Sequence[TrialResult], running: Sequence[Running], title: str | None
@@ -242,7 +296,7 @@ class Screen:
         for trial in running:
             table.add_row(
                 trial.id,
-                "stopped" if trial.stopped else "running" if trial.epoch else "starting",
+                trial.state,
                 "-" if trial.best is None else f"{trial.best:.4f}",
                 f"{trial.epoch}/{self._last(trial)}",
                 f"{time.monotonic() - trial.started:.0f}",

@@ -43,6 +43,7 @@ from segray.config import (
     trial_count,
 )
 from segray.config.yaml_file import read as read_yaml
+from segray.sweep.store import LEASE, Copy, Lease, at_work, heavy, insist, remote_of, run_path
 from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
@@ -85,6 +86,8 @@ class TrialSpec:
     keeps_diverged: bool = False  # failure.on_divergence: keep
     note: str = ""  # what the record should say beside how it ended
     halved: bool = False  # it ran out of memory once, and now takes a batch in more passes
+    remote: str | None = None  # where the run folder really is, if in an object store
+    lease: str = ""  # then: of the driver that started the trial
 
 
 @dataclass(frozen=True)
@@ -105,16 +108,19 @@ class RunFolder:
         self.path = path
         self.sweep_id = sweep_id
         self.kind = kind
+        self.remote = remote_of(path)
+        self._copy = Copy(path, self.remote) if self.remote else None
+        self._lease = Lease(self.remote) if self.remote else None
 
     @staticmethod
     def is_free(config: SweepConfig) -> bool:
         """Whether the sweep's folder holds nothing yet."""
-        return _is_free(Path(config.storage) / config.name)
+        return _is_free(current(config))
 
     @classmethod
     def check_free(cls, config: SweepConfig) -> None:
         """Raises RequestError where the sweep's folder holds something already."""
-        path = Path(config.storage) / config.name
+        path = current(config)
         if _is_free(path):
             return
         if cls(path, "").running():
@@ -145,7 +151,7 @@ class RunFolder:
 
         Raises RequestError where the config says otherwise now, or `kind` another command's.
         """
-        path = Path(config.storage) / config.name
+        path = current(config)
         if _is_free(path):
             return None
         folder = cls.open(path)
@@ -214,6 +220,7 @@ class RunFolder:
             header.append(f"# extended: {_now()}, to {trial_count(config)} trials")
         text = "\n".join(header) + "\n" + dump(config.model_dump(mode="json"))
         write_text(file, text)
+        self.save()
 
     @classmethod
     def remove_smoke_test(cls, config: SweepConfig) -> None:
@@ -221,7 +228,7 @@ class RunFolder:
 
         Raises RequestError where that one is still at work.
         """
-        path = Path(config.storage) / config.name
+        path = run_path(config)
         try:
             folder = cls.open(path)
             if folder.config().data.limit is None:
@@ -229,6 +236,8 @@ class RunFolder:
         except RequestError:  # not what a smoke test of this version leaves
             return
         with folder.alone():
+            if folder.remote:
+                folder.remote.delete_all()
             shutil.rmtree(path)
 
     def config(self) -> SweepConfig:
@@ -239,6 +248,8 @@ class RunFolder:
         """What takes the run up, also where its folder was moved since it began."""
         config, here = self.config(), self.path.resolve()
         command = ["segray", self.kind, str(self.path / "sweep.yaml"), "--resume"]
+        if self.remote:
+            return shlex.join(command)
         if here.parent != Path(config.storage).resolve():
             command.append(f"storage={one_line(str(here.parent))}")
         if here.name != config.name:
@@ -271,7 +282,68 @@ class RunFolder:
                     raise RequestError(in_use)
                 time.sleep(0.2)
             _lock(file, fcntl.LOCK_SH)
-            yield
+            if self._lease is None:
+                yield
+                return
+            with self._lease.held(waiting, alone_here=True):
+                self._fetch()  # the last processes of an earlier driver may have gone on
+                yield
+
+    def _fetch(self) -> None:
+        """Make a copy what the store has, but for weights and the like."""
+        assert self._copy is not None
+        for entry in self.path.iterdir():
+            if entry.name in (LOCK, DRIVER):
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+        self._copy.fetch(lambda name: not heavy(name))
+
+    @property
+    def lease_id(self) -> str:
+        """Of this driver, where the run is in an object store."""
+        return self._lease.id if self._lease else ""
+
+    def save(self) -> None:
+        """Bring what the driver itself has written to the store, if the run is in one.
+
+        What follows from a record may happen only once it is there: a trial's start, say. Raises
+        WorkError where the store does not answer, or another driver has the run.
+        """
+        if (copy := self._copy) is not None and self._lease is not None:
+            self._lease.check()
+            insist(lambda: copy.push_all(_by_driver, last="study.journal"))
+
+    def save_training(self, folder: Path) -> None:
+        """Bring a trial's folder to the store, as far as the driver has changed it."""
+        if (copy := self._copy) is not None:
+            below = f"{folder.relative_to(self.path).as_posix()}/"
+            insist(lambda: copy.push_all(lambda name: name.startswith(below)))
+
+    def collect(self, folder: Path, *, weights: bool) -> None:
+        """Fetch from the store what a trial has left there; `weights` and the like as well."""
+        if (copy := self._copy) is not None:
+            below = f"{folder.relative_to(self.path).as_posix()}/"
+
+            def wanted(name: str) -> bool:
+                return name.startswith(below) and (weights or not heavy(name))
+
+            insist(lambda: copy.fetch(wanted))
+
+    @property
+    def exported(self) -> bool:
+        """Whether best/ is there."""
+        if self.remote:
+            return bool((self.remote / "best").files())
+        return (self.path / "best").is_dir()
+
+    def drop_checkpoint(self, trial_id: str) -> None:
+        """Delete a trial's weights."""
+        shutil.rmtree(self.trial(trial_id) / "checkpoint", ignore_errors=True)
+        if self.remote:
+            (self.remote / f"trials/{trial_id}/checkpoint").delete_all()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -288,6 +360,8 @@ class RunFolder:
 
     def running(self) -> bool:
         """Whether a sweep is at work in the folder, as far as the reader may know."""
+        if self.remote:
+            return at_work(self.remote)
         path = self.path / LOCK
         try:
             with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
@@ -303,7 +377,7 @@ class RunFolder:
 
         Raises RequestError where none can be made.
         """
-        path = Path(config.storage) / config.name
+        path = run_path(config)
         folder = cls(path, secrets.token_hex(4), kind)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -313,6 +387,7 @@ class RunFolder:
                 if not _is_free(path):
                     raise _holds_earlier(path, config.name)
                 write_text(path / "sweep.yaml", folder._sweep_yaml(config, command))
+            folder.save()
         except OSError as error:
             raise RequestError(
                 f"cannot write to {path}: {error.strerror}; name a folder you can write to with "
@@ -346,8 +421,10 @@ class RunFolder:
         shutil.rmtree(temporary, ignore_errors=True)
         # Not the outcome, which is that of a training without its score on test.
         source, left_out = self.candidate(trial_id, seed), shutil.ignore_patterns("outcome.json")
+        self.collect(source, weights=True)
         shutil.copytree(source, temporary, ignore=left_out)
         temporary.rename(target)
+        self.save_training(target)
 
     def choice(self, among: Sequence[str]) -> str | None:
         """Which of these candidates was chosen, if the choice was made among them."""
@@ -362,6 +439,7 @@ class RunFolder:
         """Record which candidate was chosen, so that it stays so."""
         made = {"winner": winner, "among": list(among)}
         write_text(self.path / "candidates" / "choice.json", json.dumps(made) + "\n")
+        self.save()
 
     @property
     def past_finals(self) -> int:
@@ -380,12 +458,17 @@ class RunFolder:
     def set_final_aside(self) -> Path:
         """Keep the final stage of an earlier winner under another name."""
         aside = self.path / f"final-before-{self.past_finals + 1}"
-        (self.path / "final").rename(aside)
+        final = self.path / "final"
+        self.collect(final, weights=True)
+        final.rename(aside)
+        self.save()
+        self.save_training(final)  # that it is gone
         return aside
 
     def mark_done(self) -> None:
         """The sweep has come to its end, whether its trials or its budget ended it."""
         write_text(self.path / DONE, "")
+        self.save()
 
     @property
     def done(self) -> bool:
@@ -627,6 +710,27 @@ def _holds_earlier(path: Path, name: str) -> RequestError:
         f"{path} holds an earlier run, and nothing finished is overwritten: go on with that one "
         f"(--resume), give this one another name (name={name}-2), or remove the folder"
     )
+
+
+def current(config: SweepConfig) -> Path:
+    """The sweep's folder on this machine; a copy is what the store has at this moment.
+
+    Unless a driver of this machine is at work on it: then it is that one's.
+    """
+    path = run_path(config)
+    if remote_of(path) is not None:
+        path.mkdir(parents=True, exist_ok=True)
+        with (path / DRIVER).open("a+") as driver:
+            if _lock_alone(driver):
+                RunFolder(path, "")._fetch()
+    return path
+
+
+def _by_driver(name: str) -> bool:
+    """Whether it is the driver that writes a file; trials write their own folders."""
+    top = name.split("/")[0]
+    theirs = ("trials", "candidates", "final", "wandb", ".ray", LOCK, DRIVER, LEASE)
+    return top not in theirs or name == "candidates/choice.json"
 
 
 def _is_free(path: Path) -> bool:

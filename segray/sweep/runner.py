@@ -22,12 +22,13 @@ from segray.config import (
     trial_config,
     trial_count,
 )
-from segray.data import Dataset, class_colours, open_dataset
+from segray.data import class_colours, open_dataset
 from segray.models import save_model
 from segray.sweep import space
 from segray.sweep.budget import shared
-from segray.sweep.cluster import Plan, RayLost, dead_process, plan, ray_cluster, this_machine
+from segray.sweep.cluster import RayLost, dead_process, ray_cluster
 from segray.sweep.faults import put_down, understand
+from segray.sweep.placement import Plan, plan, this_machine
 from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
 from segray.sweep.records import (
@@ -44,6 +45,7 @@ from segray.sweep.records import (
     write_text,
 )
 from segray.sweep.search import FixedList, Search, make_spec
+from segray.sweep.store import run_path
 from segray.sweep.trial import run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
 
@@ -92,7 +94,7 @@ def run_sweeps(
     """
     taken: dict[Path, int] = {}
     for config in configs:
-        path = Path(config.storage) / config.name
+        path = run_path(config)
         taken[path] = taken.get(path, 0) + 1
     if twice := [str(path) for path, times in taken.items() if times > 1]:
         raise RequestError(f"{twice[0]} is the run folder of two of these files: change a name")
@@ -151,7 +153,7 @@ def run_sweep(
         screen.say("starting Ray, and trying the largest trial's step on a worker")
         cluster = stack.enter_context(ray_cluster())
         search, final = place(config, cluster, screen)
-        dataset = _open_dataset(config, screen)
+        _prepare(active, screen)
         folder = begun or RunFolder.create(config, command=command)
         stack.enter_context(_interruptible(folder))
         if begun is None:
@@ -174,7 +176,7 @@ def run_sweep(
         finals = _final(active, folder, final, trials, screen) if final else []
         scored = [result for result in finals if (result.folder / "metrics.json").is_file()]
         kept = (scored or trials)[0]
-        _export(config, folder, dataset, kept)
+        _export(config, folder, kept)
         if scored or not finals:
             folder.mark_done()
     result = SweepResult(folder.path, tuple(trials), tuple(finals))
@@ -201,9 +203,12 @@ def run_training(
         if begun is not None:
             stack.enter_context(_hold(begun, screen))
         active = check_inputs(config, screen, new=begun is None)
-        dataset = _open_dataset(config, screen)
         on_workers = config.resources.workers > 1
         machine = stack.enter_context(ray_cluster()) if on_workers else this_machine()
+        if on_workers:
+            _prepare(active, screen)
+        else:
+            _open_dataset(config, screen)
         alone = config.resources.model_copy(update={"max_concurrent": 1})
         stage = plan(alone, machine, 1)
         folder = begun or RunFolder.create(config, "train", command)
@@ -218,7 +223,7 @@ def run_training(
             _run_here(spec, queue, screen)
         folder.write_leaderboard(queue.results, config.metric.goal)
         _require_score(queue.results, folder)
-        _export(config, folder, dataset, queue.results[0])
+        _export(config, folder, queue.results[0])
     result = SweepResult(folder.path, tuple(queue.results), ())
     _summarise(config, result, result.best, screen)
     return result
@@ -229,7 +234,7 @@ def _begun(config: SweepConfig, extend: int) -> RunFolder | None:
     begun = RunFolder.resume(config)
     if extend and begun is None:
         raise RequestError(
-            f"--extend: there is no sweep in {Path(config.storage) / config.name} to add trials "
+            f"--extend: there is no sweep in {run_path(config)} to add trials "
             f"to; run it first, or give it run_cap={trial_count(config) + extend}"
         )
     if extend and begun is not None:
@@ -247,7 +252,7 @@ def _put_away(error: Exception, config: SweepConfig) -> str:
     Without one it goes to stderr.
     """
     said = f"{type(error).__name__}: {error}"
-    file = Path(config.storage) / config.name / "error.txt"
+    file = run_path(config) / "error.txt"
     story = "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):
         if file.parent.is_dir():
@@ -303,9 +308,19 @@ def _screen(config: SweepConfig) -> Screen:
     return Screen(config.metric.name, config.metric.goal, config.train.epochs)
 
 
-def _open_dataset(config: SweepConfig, screen: Screen) -> Dataset:
+def _prepare(config: SweepConfig, screen: Screen) -> None:
+    """Get this machine ready, if it trains, and the cluster's other nodes."""
+    from segray.sweep.nodes import prepare_nodes, trains_here
+
+    if trains_here():
+        _open_dataset(config, screen)
+    prepare_nodes(config, screen)
+
+
+def _open_dataset(config: SweepConfig, screen: Screen) -> None:
+    """Build the cache before trials ask for it side by side."""
     with screen.bars() as progress:
-        return open_dataset(config.data, progress)
+        open_dataset(config.data, progress)
 
 
 def _search(
@@ -474,13 +489,14 @@ def _run_list(
         )
 
 
-def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: TrialResult) -> None:
+def _export(config: SweepConfig, folder: RunFolder, best: TrialResult) -> None:
     """best/: the weights of the best training, as predict and transformers load them.
 
     A sweep that was taken up again with nothing left to do may have been cleaned: best/ stays.
     """
     weights = best.folder / "checkpoint" / "best.safetensors"
-    if not weights.is_file() and (folder.path / "best").is_dir():
+    folder.collect(best.folder, weights=True)
+    if not weights.is_file() and folder.exported:
         return
     fixed = trial_config(config, best.assignment, seed=0, workers=1, gpus_per_worker=0, threads=1)
     model = build_trial_model(fixed)
@@ -488,10 +504,11 @@ def _export(config: SweepConfig, folder: RunFolder, dataset: Dataset, best: Tria
     save_model(
         model,
         folder.path / "best",
-        class_names=dataset.classes,
+        class_names=config.data.class_names,
         image_size=config.data.size,
         class_colours=class_colours(config.data),
     )
+    folder.save()
 
 
 def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, screen: Screen) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +26,7 @@ from segray.config import (
 )
 from segray.sweep import space
 from segray.sweep.budget import Ledger, longest
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.progress import count
 from segray.sweep.records import (
     RunFolder,
@@ -141,6 +140,7 @@ class Search:
         trial.set_user_attr("assignment", assignment)
         trial.set_user_attr("trial", trial_id)  # from here on the trial counts
         self.asked[trial_id] = trial
+        self.folder.save()
         self.ledger.begin(trial_id)
         return self._spec(trial_id, assignment)
 
@@ -156,6 +156,7 @@ class Search:
             if outcome.epochs:
                 outcome = replace(outcome, state="budget")
                 write_outcome(spec.folder, outcome)
+                self.folder.save_training(spec.folder)
                 self._book(TrialResult(spec.id, spec.folder, spec.assignment, outcome))
         self._write()
 
@@ -244,8 +245,9 @@ class Search:
         kept = results[: self.config.keep_trials]
         best = {r.id for r in kept if r.outcome.state != "failed"}
         for trial_id in self._with_weights - best:
-            shutil.rmtree(self.folder.trial(trial_id) / "checkpoint", ignore_errors=True)
+            self.folder.drop_checkpoint(trial_id)
         self._with_weights &= best
+        self.folder.save()
 
 
 class FixedList:
@@ -344,5 +346,7 @@ def make_spec(
         cpus=stage.threads,
         stage=what,
         **read_second_try(path),
+        remote=folder.remote.url if folder.remote else None,
+        lease=folder.lease_id,
         keeps_diverged=config.failure.on_divergence == "keep",
     )

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from segray.data import Dataset, class_colours, open_dataset
 from segray.data.labels import palette_image
+from segray.data.remote import RemoteError, RemoteFolder
 from segray.sweep import view
 from segray.sweep.records import (
     TrialSpec,
@@ -33,6 +36,7 @@ from segray.sweep.records import (
     write_outcome,
     write_text,
 )
+from segray.sweep.store import Copy, Keeper, insist
 from segray.tracking import TrackedImage, Tracker
 from segray.train import (
     Metrics,
@@ -52,11 +56,16 @@ from segray.train import (
 if TYPE_CHECKING:  # Ray is imported where a trial runs in it: `segray train` has no need of it
     from ray.actor import ActorHandle
 
+NOTE_S = 1.0  # between two notes of what a machine is getting ready
+Note = Callable[[str, int, int], None]
+"""Says what this machine is getting ready: images of what, how many, of how many."""
 Tell = Callable[[Metrics], Stop | None]
 """Passes an epoch's metrics on, on every worker; worker 0's answer says why to end, or None."""
 
 
-def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
+def run_trial(
+    spec: TrialSpec, device: torch.device, tell: Tell, note: Note | None = None
+) -> Outcome:
     """Train a trial to its end, in each of its workers; worker 0 keeps the records and tracks.
 
     A trial that was begun before goes on. What is raised has been written to the trial's log.txt;
@@ -66,7 +75,7 @@ def run_trial(spec: TrialSpec, device: torch.device, tell: Tell) -> Outcome:
     printed = _printed_to(spec.folder / "log.txt") if first else contextlib.nullcontext()
     with at_work_in(spec.run_folder), printed:
         try:
-            return _run(spec, device, tell, first)
+            return _run(spec, device, tell, note, first)
         except Exception:
             if first:
                 traceback.print_exc()
@@ -96,6 +105,31 @@ def _post(board: ActorHandle, spec: TrialSpec, metrics: Metrics) -> Callable[[],
     return verdict
 
 
+def _enter(name: str, spec: TrialSpec) -> ActorHandle:
+    """The board of that name, told on which node this process is."""
+    import ray
+
+    from segray.sweep.board import find_board
+
+    board = find_board(name)
+    board.enter.remote(spec.id, ray.get_runtime_context().get_node_id())
+    return board
+
+
+def on_board(board: ActorHandle) -> Note:
+    """Posts what this machine is getting ready, now and then."""
+    node = platform.node()
+    last = 0.0
+
+    def note(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() > last + NOTE_S:
+            last = time.monotonic()
+            board.note.remote(node, what, done, total)
+
+    return note
+
+
 def trial_device(spec: TrialSpec) -> torch.device:
     """Where a trial of one worker computes: a GPU only where it was given one."""
     return torch.device("cuda" if spec.config.gpus_per_worker else "cpu")
@@ -105,18 +139,16 @@ def tune_trainable(config: Mapping[str, Any]) -> None:
     """What Tune runs for a trial of one worker: its TrialSpec and the name of the board."""
     from ray import tune
 
-    from segray.sweep.board import find_board
-
     spec: TrialSpec = config["spec"]
-    board = find_board(config["board"])
+    board = _enter(config["board"], spec)
 
     def tell(metrics: Metrics) -> Stop | None:
         verdict = _post(board, spec, metrics)
         tune.report(_headline(metrics))  # the board answers meanwhile
         return verdict()
 
-    with _everything_to(spec.folder / "log.txt"):
-        run_trial(spec, trial_device(spec), tell)
+    with at_home(spec, tell) as tell_all, _everything_to(spec.folder / "log.txt"):
+        run_trial(spec, trial_device(spec), tell_all, on_board(board))
 
 
 def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
@@ -153,22 +185,66 @@ def _train_worker(config: Mapping[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    from segray.sweep.board import find_board
-
     spec: TrialSpec = config["spec"]
-    board = find_board(config["board"])
+    board = _enter(config["board"], spec)
 
     def tell(metrics: Metrics) -> Stop | None:
         verdict = _post(board, spec, metrics) if distributed.rank() == 0 else None
         ray.train.report(_headline(metrics))  # a barrier: every worker has to call it
         return verdict() if verdict else None
 
-    with _everything_to(spec.folder / "log.txt"):
-        run_trial(spec, ray.train.torch.get_device(), tell)
+    local_rank = ray.train.get_context().get_local_rank()
+    with (
+        at_home(spec, tell, local_rank=local_rank) as tell_all,
+        _everything_to(spec.folder / "log.txt"),
+    ):
+        run_trial(spec, ray.train.torch.get_device(), tell_all, on_board(board))
 
 
-def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outcome:
-    dataset = open_dataset(spec.config.data)
+@contextlib.contextmanager
+def at_home(spec: TrialSpec, tell: Tell, *, local_rank: int = 0) -> Iterator[Tell]:
+    """For each process of a trial: its folder on this machine, as the store has it.
+
+    Yields the `tell` that also brings each epoch to the store; at the end all that there is goes
+    there. Where the run folder is no copy, there is nothing to do.
+    """
+    spec.run_folder.mkdir(parents=True, exist_ok=True)
+    if spec.remote is None:
+        yield tell
+        return
+    name = spec.folder.relative_to(spec.run_folder).as_posix()
+    run = RemoteFolder(spec.remote)
+    keeper = Keeper(run, name, spec.folder, spec.lease)
+    if local_rank == 0:
+        insist(keeper.fetch)
+    distributed.wait_for_all()
+    if distributed.rank() != 0:
+        yield tell
+        return
+
+    def keep(metrics: Metrics) -> Stop | None:
+        keeper.epoch()
+        return tell(metrics)
+
+    def end() -> None:
+        keeper.finish()
+        tracked = Copy(spec.run_folder / "wandb", run / "wandb")
+        insist(lambda: tracked.push_all(lambda file: f"-{spec.run_id}/" in file))
+
+    keeper.start()
+    try:
+        yield keep
+    except BaseException:
+        with contextlib.suppress(RemoteError):  # the first error is the one to tell of
+            end()
+        raise
+    end()
+
+
+def _run(
+    spec: TrialSpec, device: torch.device, tell: Tell, note: Note | None, first: bool
+) -> Outcome:
+    dataset = open_dataset(spec.config.data, note)
     spec = _resolved(spec, device)
     config = spec.config
     if first:
@@ -205,8 +281,8 @@ def _run(spec: TrialSpec, device: torch.device, tell: Tell, first: bool) -> Outc
             traceback.print_exc()
             view.finish(tracker, spec, outcome)
         if tracker.warning is not None:
-            note = "; ".join(filter(None, [spec.note, tracker.warning]))
-            outcome = replace(outcome, note=note)
+            told = "; ".join(filter(None, [spec.note, tracker.warning]))
+            outcome = replace(outcome, note=told)
             write_outcome(spec.folder, outcome)
     return outcome
 

@@ -24,6 +24,12 @@ def sum_over_workers(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def wait_for_all() -> None:
+    """Until every worker has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def from_first(value: int, device: torch.device) -> int:
     """Worker 0's value, on every worker."""
     if world_size() == 1:

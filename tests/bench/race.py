@@ -15,7 +15,7 @@ from common import STREETS, arguments, conditions
 from segray.config import SweepConfig
 from segray.sweep import space
 from segray.sweep.board import Board
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.records import RunFolder, TrialResult
 from segray.sweep.search import Search
 from segray.sweep.trial import run_trial

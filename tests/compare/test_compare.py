@@ -19,7 +19,7 @@ from segray.compare.runs import open_runs, spent
 from segray.compare.statistics import difference
 from segray.config import RequestError, load_sweep
 from segray.data import open_dataset
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.records import RunFolder, TrialResult, ranked
 from segray.sweep.runner import _export
 from segray.sweep.search import Search, make_spec

@@ -12,7 +12,7 @@ from segray.config.schema import Asha, Hyperband, Median
 from segray.sweep import estimate as subject
 from segray.sweep import space
 from segray.sweep.board import Board
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.estimate import Bench, Bounds, duration, epochs_of, estimate
 
 IMAGES = (41, 10, 20)  # with batches of 4: 40 are trained on

@@ -12,7 +12,7 @@ from PIL import Image
 from segray.config import load_sweep
 from segray.data import open_dataset
 from segray.data.scenes import write_scenes
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.records import RunFolder, read_outcome
 from segray.sweep.runner import run_sweep
 from segray.sweep.search import make_spec

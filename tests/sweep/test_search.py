@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 from segray.config import SweepConfig, satisfied
 from segray.sweep import space
 from segray.sweep.board import Board
-from segray.sweep.cluster import Plan
+from segray.sweep.placement import Plan
 from segray.sweep.records import FINISHED, RunFolder, TrialResult, write_outcome
 from segray.sweep.search import Search
 from segray.train import Outcome

@@ -1,0 +1,297 @@
+"""Run folders in an object store (storage: s3://bucket/folder), and each machine's copy of them.
+
+Every process works on files of its own machine, as with any other storage, and this module brings
+them to the store and from there: the driver what it writes itself, a trial its own folder after
+each epoch. Only whole objects go there, and in an order in which a kill between any two leaves what
+a kill would leave on a disk. What the store has is what counts: who takes a run up, on this machine
+or on another, begins with a copy of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from segray.config import RequestError, SweepConfig, WorkError
+from segray.data import cache_root
+from segray.data.remote import RemoteError, RemoteFolder, is_remote
+
+URL = ".url"  # beside the copies of runs: where they are copies of
+LEASE = ".driver.json"  # in the store: which driver has the run, and that it lives
+BEAT_S = 10.0  # between two signs of life
+GONE_S = 45.0  # without one, and the driver is taken for dead
+TRIES_S = (1.0, 5.0, 20.0, 60.0, 120.0)  # between attempts at a store that does not answer
+_HEAVY = ("/checkpoint/", "/preds/", "/best/", "/wandb/")
+_log = logging.getLogger(__name__)
+_LAST = ("metrics.jsonl", "checkpoint/last.safetensors", "checkpoint/best.safetensors")
+
+
+def run_path(config: SweepConfig) -> Path:
+    """The folder on this machine that a sweep works in; of an object store, the copy of it."""
+    if is_remote(config.storage):
+        return _copies("runs", config.storage) / config.name
+    return Path(config.storage) / config.name
+
+
+def run_place(config: SweepConfig) -> str:
+    """Where a sweep's results are, for a person."""
+    return f"{config.storage.rstrip('/')}/{config.name}"
+
+
+def readable(place: str, *, whole: bool = False) -> Path:
+    """A run folder to read from: `place` itself, or a copy of what the store has at this moment.
+
+    A driver's own copy is another one, so that whoever reads is in nobody's way. Weights and W&B's
+    runs are fetched where `whole` asks for them.
+    """
+    if not is_remote(place):
+        return Path(place)
+    storage, _, name = place.rstrip("/").rpartition("/")
+    path = _copies("read", storage) / name
+    copy = Copy(path, RemoteFolder(place))
+    copy.fetch(lambda name: whole or not heavy(name))
+    return path
+
+
+def remote_of(path: Path) -> RemoteFolder | None:
+    """Where the run in `path` really is, if that is a copy."""
+    file = path.parent / URL
+    return RemoteFolder(f"{file.read_text()}/{path.name}") if file.is_file() else None
+
+
+def _copies(kind: str, storage: str) -> Path:
+    url = storage.rstrip("/")
+    folder = cache_root() / kind / hashlib.sha256(url.encode()).hexdigest()[:12]
+    if not (folder / URL).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{URL}.{os.getpid()}"
+        temporary.write_text(url)
+        temporary.replace(folder / URL)
+    return folder
+
+
+def heavy(name: str) -> bool:
+    """Whether only some readers of a run need a file: weights, predictions, W&B's runs."""
+    return any(part in f"/{name}" for part in _HEAVY)
+
+
+class Copy:
+    """A folder of this machine, and its twin in an object store."""
+
+    def __init__(self, path: Path, remote: RemoteFolder) -> None:
+        self.path, self.remote = path, remote
+        self._known: dict[str, tuple[int, int]] = {}  # what was brought: time of change, length
+
+    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """Bring here what the store has of the wanted names; other files stay as they are."""
+        names = [name for name in self.remote.files() if wanted(name)]
+        for _ in self.remote.download_all(names, self.path):
+            pass
+        self._known |= {name: _stamp((self.path / name).stat()) for name in names}
+
+    def push(self, names: list[str]) -> None:
+        """Bring files to the store that changed since they were brought; and that they are gone."""
+        for name in names:
+            file = self.path / name
+            try:
+                stamp = _stamp(file.stat())
+                if self._known.get(name) != stamp:
+                    with file.open("rb") as source:
+                        self.push_open(source, name)
+            except FileNotFoundError:  # gone, perhaps meanwhile
+                if self._known.pop(name, None) is not None:
+                    self.remote.delete([name])
+
+    def push_open(self, source: BinaryIO, name: str) -> None:
+        """Bring the bytes of an open file to the store under `name`."""
+        stamp = _stamp(os.fstat(source.fileno()))
+        self.remote.upload(source, name)
+        self._known[name] = stamp
+
+    def push_all(self, wanted: Callable[[str], bool], *, last: str = "") -> None:
+        """`push` of every wanted file below the folder; of `last` after all the others."""
+        found = {
+            file.relative_to(self.path).as_posix()
+            for file in self.path.rglob("*")
+            if file.is_file() and not file.name.endswith((".tmp", ".part"))
+        }
+        names = sorted(name for name in found | set(self._known) if wanted(name))
+        self.push([name for name in names if name != last] + [last] * (last in names))
+
+
+def _stamp(known: os.stat_result) -> tuple[int, int]:
+    return known.st_mtime_ns, known.st_size
+
+
+def insist(action: Callable[[], None]) -> None:
+    """Do something with a store, and again where it does not answer; raises RemoteError at last."""
+    for pause in TRIES_S:
+        try:
+            action()
+        except RemoteError:
+            time.sleep(pause)
+        else:
+            return
+    action()
+
+
+class Lease:
+    """The one driver that a run in a store may have: a store has no locks.
+
+    The driver writes a sign of life every few seconds. Who wants to take a run up watches it for a
+    while: no clock is compared with another machine's.
+    """
+
+    def __init__(self, remote: RemoteFolder) -> None:
+        self.remote = remote
+        self.id = secrets.token_hex(8)
+        self._ended = threading.Event()
+        self._beats = 0
+
+    @contextlib.contextmanager
+    def held(self, waiting: Callable[[], None], alone_here: bool) -> Iterator[None]:
+        """Have the run while the context lasts; calls `waiting` where an earlier driver left it.
+
+        `alone_here`: no driver on this machine has it, so one of this machine is dead. Raises
+        RequestError where another one lives.
+        """
+        before = read_lease(self.remote)
+        if before and not (alone_here and before["host"] == platform.node()):
+            waiting()
+            until = time.monotonic() + GONE_S
+            while time.monotonic() < until:
+                time.sleep(1.0)
+                if (now := read_lease(self.remote)) is None:
+                    break
+                if now != before:
+                    raise RequestError(
+                        f"{self.remote.url} is in use by a sweep that is at work on {now['host']}: "
+                        "wait for it, or stop it there (Ctrl-C, or SIGTERM to its process)"
+                    )
+        self._beat()
+        beating = threading.Thread(target=self._go_on, daemon=True, name="segray-lease")
+        beating.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            beating.join()
+            with contextlib.suppress(RemoteError):
+                if (last := read_lease(self.remote)) and last["id"] == self.id:
+                    self.remote.delete([LEASE])
+
+    def check(self) -> None:
+        """Raises WorkError where another driver took the run over."""
+        now = read_lease(self.remote)
+        if now is not None and now["id"] != self.id:
+            raise WorkError(
+                f"{self.remote.url} was taken over by a sweep on {now['host']}, which found no "
+                "sign of life of this one; it ends here, and that one goes on"
+            )
+
+    def _beat(self) -> None:
+        self._beats += 1
+        sign = {"id": self.id, "host": platform.node(), "beat": self._beats, "time": time.time()}
+        self.remote.write(LEASE, json.dumps(sign).encode())
+
+    def _go_on(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with contextlib.suppress(RemoteError, WorkError):
+                self.check()
+                self._beat()
+
+
+def read_lease(remote: RemoteFolder) -> dict[str, str] | None:
+    """The last sign of life of the run's driver; None where it has none."""
+    content = remote.read(LEASE)
+    return json.loads(content) if content else None
+
+
+def at_work(remote: RemoteFolder) -> bool:
+    """Whether the run's driver gave a sign of life lately."""
+    sign = read_lease(remote)
+    return sign is not None and time.time() - float(sign["time"]) < GONE_S
+
+
+class Keeper:
+    """Brings a trial's folder to the store while it trains, from the one process that writes it."""
+
+    def __init__(self, run: RemoteFolder, name: str, folder: Path, lease: str) -> None:
+        self._run, self._lease = run, lease
+        self._copy = Copy(folder, run / name)
+        self._waiting: list[tuple[str, BinaryIO]] = []
+        self._wake, self._ended = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, daemon=True, name="segray-keeper")
+
+    def fetch(self) -> None:
+        """Make the folder what the store has of it."""
+        shutil.rmtree(self._copy.path, ignore_errors=True)
+        self._copy.path.mkdir(parents=True)
+        self._copy.fetch()
+
+    def start(self) -> None:
+        """Begin to bring epochs to the store."""
+        self._thread.start()
+
+    def epoch(self) -> None:
+        """The files of an epoch are there: bring them, while training goes on.
+
+        Checkpoints are opened now, since the next epoch's take their names; the record may have
+        grown by the time it is read, which does no harm. An epoch that finds the one before still
+        waiting takes its place.
+        """
+        with self._wake:
+            self._close()
+            for name in _LAST:
+                with contextlib.suppress(FileNotFoundError):
+                    self._waiting.append((name, (self._copy.path / name).open("rb")))
+            self._wake.notify()
+
+    def finish(self) -> None:
+        """Bring all that is there, the outcome last; raises RemoteError where that fails."""
+        with self._wake:
+            self._ended = True
+            self._close()
+            self._wake.notify()
+        self._thread.join()
+        if self._mine():
+            insist(lambda: self._copy.push_all(lambda name: True, last="outcome.json"))
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._ended:
+                    self._wake.wait()
+                if not self._waiting:
+                    return
+                files, self._waiting = self._waiting, []
+            try:
+                if self._mine():
+                    for name, source in files:
+                        self._copy.push_open(source, name)
+            except RemoteError:
+                _log.warning("the next epoch's checkpoint is tried instead", exc_info=True)
+            finally:
+                for _, source in files:
+                    source.close()
+
+    def _mine(self) -> bool:
+        """Whether the driver that started this trial still has the run."""
+        sign = read_lease(self._run)
+        return sign is None or sign["id"] == self._lease
+
+    def _close(self) -> None:
+        for _, source in self._waiting:
+            source.close()
+        self._waiting = []
