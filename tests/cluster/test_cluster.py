@@ -8,7 +8,6 @@ import json
 import re
 import shlex
 import time
-from pathlib import Path
 
 import pytest
 import yaml
