@@ -18,6 +18,7 @@ from segray.submit.cluster_file import (
     write_private,
 )
 
+SCENES = {"train": 16, "val": 3, "cities": 4, "val_cities": 1}
 ROOT = Path(__file__).parent.parent.parent
 _spec = importlib.util.spec_from_file_location("hosts", Path(__file__).with_name("hosts.py"))
 _hosts = importlib.util.module_from_spec(_spec)
@@ -27,7 +28,7 @@ _spec.loader.exec_module(_hosts)
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    """The hosts: nothing runs on them but sshd. Each but the laptop has its own copy of the data."""
+    """The hosts; nothing runs on them but sshd. Each has its own copy of the data."""
     if reason := _hosts.why_not():
         pytest.skip(reason)
     base = tmp_path_factory.mktemp("hosts")
@@ -37,16 +38,7 @@ def hosts(tmp_path_factory):
             for file in (".bashrc", ".profile"):
                 with (host.own / "home" / file).open("a") as stream:
                     stream.write("export RAY_AUTH_MODE=token PYTHONPATH=~/segray\n")
-            if host.name != "laptop":
-                write_scenes(
-                    host.data / "scenes",
-                    train=16,
-                    val=3,
-                    cities=4,
-                    val_cities=1,
-                    size=(32, 64),
-                    seed=0,
-                )
+            write_scenes(host.data / "scenes", size=(32, 64), seed=0, **SCENES)
         yield made
 
 

@@ -1,7 +1,7 @@
 """Several hosts on one machine: what `ray up` and a sweep find on machines of their own.
 
-Each host has its own network, processes, name, home, /tmp, /dev/shm and an sshd; the host's data and
-cache folders stand at the same path on all hosts and are other folders on each. They share one
+Each host has its own network, processes, name, home, /tmp, /dev/shm and an sshd; its data and cache
+folders stand at the same path on all hosts and are other folders on each. The hosts share one
 folder, as over NFS, and read the checkout and the virtual environment from the machine.
 """
 
@@ -90,7 +90,7 @@ def why_not() -> str | None:
     name = f"sg{secrets.token_hex(3)}"
     try:
         for command in (
-            f"unshare --pid --mount --uts --ipc --fork --mount-proc mount -t tmpfs tmpfs /mnt",
+            "unshare --pid --mount --uts --ipc --fork --mount-proc mount -t tmpfs tmpfs /mnt",
             f"ip netns add {name}",
             f"ip netns exec {name} true",
             f"ip link add {name} type bridge",
@@ -179,12 +179,9 @@ class Host:
         until = time.monotonic() + 20
         while not (self._find_init() and any(port == 22 for port, _ in self.listening())):
             if self._shell.poll() is not None or time.monotonic() > until:
-                log = [
-                    (own / file).read_text()
-                    for file in ("boot.log", "sshd.log")
-                    if (own / file).exists()
-                ]
-                raise RuntimeError(f"host {self.name} did not start: {' '.join(log)}")
+                logs = (own / "boot.log", own / "sshd.log")
+                log = [file.read_text() for file in logs if file.exists()]
+                raise RuntimeError(f"host {self.name} did not start: {''.join(log)}")
             time.sleep(0.05)
 
     def _find_init(self) -> int:

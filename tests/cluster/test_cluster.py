@@ -14,7 +14,7 @@ import yaml
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
-EPOCHS = 10
+EPOCHS = 8
 SWEEP = {
     "model": {"name": "unet", "width": 4, "depth": 2},
     "train": {"epochs": EPOCHS, "batch_size": 4, "optimizer": {"lr": 1e-2}},
@@ -22,7 +22,7 @@ SWEEP = {
         "train.optimizer.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}
     },
     "method": "random",
-    "run_cap": 4,
+    "run_cap": 3,
     "failure": {"retries": 0},  # the loss of a node is no failure of a trial
     "tracking": {"wandb": {"mode": "disabled"}},
 }
@@ -31,10 +31,15 @@ SWEEP = {
 FIXED = {
     22: "sshd",
     6379: "Ray's GCS",
+    6380: "the raylet",
+    6381: "the object manager",
+    6382: "the agent for runtime environments",
+    6383: "the dashboard's agent, by gRPC",
+    6384: "the node's metrics",
     10001: "Ray Client",
     44217: "the autoscaler's metrics",
     44227: "the dashboard's metrics",
-    52365: "the dashboard's agent",
+    52365: "the dashboard's agent, by HTTP",
 }
 WORKERS = range(10002, 20000)  # one for each of Ray's worker processes
 DASHBOARD = 8265
