@@ -112,11 +112,11 @@ def submit(
         return 0
     code = _follow(head, job, again)
     fetched = _fetch(head, configs)
-    others = [one.id for one in _jobs(head) if one.at_work] if down else []
+    beside = [one.id for one in _jobs(head) if one.at_work] if down else []
     if not down:
         say(f"The cluster is still up; to end it: ray down {here}")
-    elif others:
-        say(f"The cluster stays, as another sweep is at work there: {', '.join(others)}")
+    elif beside:
+        say(f"The cluster stays, as another sweep is at work there: {', '.join(beside)}")
     elif not fetched:
         say(f"The cluster stays, as the results may be there alone; to end it: ray down {here}")
     else:

@@ -76,7 +76,14 @@ def test_a_sweep_on_own_machines_from_up_to_down(hosts):
     assert "needs this machine no more" in said
     assert "7 of 7: Starting the Ray runtime" in said
 
-    said = run(hosts, submit, WANDB_API_KEY=KEY)  # the same command follows it
+    # Ctrl-C while following it leaves it at work ...
+    follow = f"set -m; {submit} > said 2>&1 & "
+    follow += "until grep -q 'for `ray attach`' said; do sleep 0.1; done; sleep 2; "
+    follow += "kill -INT $!; wait $!; code=$?; cat said; exit $code"
+    said = run(hosts, follow, code=130, WANDB_API_KEY=KEY)
+    assert "the sweep goes on. To follow it again: segray submit" in said
+
+    said = run(hosts, submit, WANDB_API_KEY=KEY)  # ... and the same command follows it again
     assert "at work on the cluster already" in said
     assert "1/1 trials" in said
     assert "The results: runs/quickstart" in said

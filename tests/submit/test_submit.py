@@ -246,6 +246,14 @@ def test_results_do_not_go_into_another_runs_folder_and_then_the_cluster_stays(g
     assert "The cluster stays" in said[-1]
 
 
+def test_results_in_an_object_store_stay_there(go):
+    head = FakeHead(log=follow_log(0))
+    _, said = go(head, "storage=s3://bucket/runs", down=True)
+    assert "The results: s3://bucket/runs/quickstart    (segray status " in "\n".join(said)
+    assert not any(asked.startswith("fetch") for asked in head.asked)
+    assert head.asked[-1] == "down"
+
+
 def test_a_sweep_that_left_nothing_has_nothing_to_fetch(go):
     head = FakeHead(log=follow_log(2), codes={"-d": 1})
     code, said = go(head, down=True)
