@@ -71,8 +71,8 @@ def let_head_pass_its_role(cluster: Cluster) -> bool:
     """Allow the head to start workers with its own role, which they need for s3://.
 
     Only where the file gives workers Ray's role and the head none. To be called when Ray has made
-    that role, so after `ray up`. Says whether it changed anything; raises RequestError with the
-    command for somebody who may, where AWS refuses.
+    that role, so after `ray up`. Says whether it changed anything; raises RequestError where AWS
+    refuses (cluster.yaml has the command for somebody who may).
     """
     types = cluster["available_node_types"]
     roles = {

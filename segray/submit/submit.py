@@ -243,8 +243,16 @@ def _bring_up(cluster: Cluster, head: Head) -> None:
                 "Ray was started on the head, but its dashboard, which starts sweeps, does not "
                 f"answer there: see {head.log}, and /tmp/ray/session_latest/logs on the head"
             )
-    if cluster["provider"]["type"] == "aws" and aws.let_head_pass_its_role(cluster):
-        head.say(f"The role {aws.RAYS_ROLE} may now be handed on to workers, which use S3 with it.")
+    if cluster["provider"]["type"] != "aws":
+        return
+    try:
+        if aws.let_head_pass_its_role(cluster):
+            head.say(
+                f"The role {aws.RAYS_ROLE} may now be handed on to workers; they use S3 by it."
+            )
+    except RequestError as error:
+        end = shlex.join(["ray", "down", str(head.file)])
+        raise RequestError(f"{error}\nThe head is up, and costs; to end it: {end}") from None
 
 
 def _answers(head: Head) -> bool:
