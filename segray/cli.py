@@ -252,20 +252,99 @@ def _report(folder: Path) -> None:
 
 
 @app.command()
-def status(runs: Runs) -> None:
+def status(
+    runs: Runs,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Ask the head of this cluster, where the runs are."),
+    ] = None,
+) -> None:
     """What a run has done so far, whether it is at work, and how it goes on.
 
-    Example:
+    Examples:
 
         segray status runs/unet
 
         segray status s3://bucket/runs/unet
+
+        segray status /mnt/shared/runs/unet --cluster cluster.yaml
     """
+    if cluster is not None:
+        from segray.submit.submit import show_status as ask_head
+
+        raise typer.Exit(ask_head(cluster, runs, typer.echo))
     from segray.sweep.housekeeping import show_status
     from segray.sweep.store import readable
 
     for run in runs:
         show_status(readable(run))
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    cluster: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CLUSTER", help="A cluster file, such as cluster.yaml.", show_default=False
+        ),
+    ],
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE... [key=value ...]",
+            help="As for `segray sweep`. Storage and data must be where every node reaches them.",
+            show_default=False,
+        ),
+    ],
+    down: Annotated[
+        bool, typer.Option("--down", help="End the cluster's machines once the sweep has ended.")
+    ] = False,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="CIDR",
+            help="Who may reach the head's port 22 on AWS; default: your address alone.",
+        ),
+    ] = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow/--no-follow", help="Show what the sweep says, until it ends."),
+    ] = True,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Run a sweep on a cluster: bring it up, start the sweep there, follow it, fetch its results.
+
+    The sweep runs on the cluster's head and goes on when you stop following, close the laptop or
+    lose the network; the same command follows it again, or takes it up where it was cut off. Ends
+    with the sweep's own exit code.
+
+    Examples:
+
+        segray submit cluster.yaml sweeps/quickstart.yaml storage=s3://BUCKET/runs
+
+        segray submit cluster.yaml sweeps/segformer.yaml storage=s3://BUCKET/runs \\
+            data.root=s3://BUCKET/cityscapes --down
+
+        segray submit lab.yaml sweeps/unet.yaml storage=/mnt/shared/runs \\
+            data.root=/mnt/shared/cityscapes --no-follow
+    """
+    from segray.submit.submit import submit as run_on_cluster
+
+    files, overrides = _split(arguments)
+    code = run_on_cluster(
+        cluster,
+        files,
+        overrides,
+        say=typer.echo,
+        confirm=lambda question: yes or _confirm(question),
+        network=network,
+        follow=follow,
+        down=down,
+        again=shlex.join(part for part in context.obj if part != "--no-follow"),
+    )
+    raise typer.Exit(code)
 
 
 @app.command()

@@ -65,6 +65,7 @@ def test_segray_imports_and_builds_without_torchvision():
         ["patience", "--help"],
         ["compare", "--help"],
         ["predict", "--help"],
+        ["submit", "--help"],
     ],
 )
 def test_importing_segray_and_its_help_load_nothing_large(arguments):

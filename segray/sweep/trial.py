@@ -158,13 +158,15 @@ def tune_trainable_on_workers(config: Mapping[str, Any]) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from segray.sweep.gloo import GlooConfig
+
     spec: TrialSpec = config["spec"]
     gpus = spec.config.gpus_per_worker
     storage = tune.get_context().get_storage()
     TorchTrainer(
         _train_worker,
         train_loop_config=dict(config),
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl") if gpus else GlooConfig(),
         scaling_config=ray_train.ScalingConfig(
             num_workers=spec.config.workers,
             use_gpu=gpus > 0,

@@ -1,0 +1,135 @@
+"""The file that `ray up` takes: read, filled in for this user, derived for one's own machines."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from segray.config import RequestError
+
+TOKEN, NETRC, GROUP = "TOKEN_FILE", "NETRC_FILE", "SECURITY_GROUP"  # what `fill` is asked for
+
+Cluster = dict[str, Any]
+
+
+def read_cluster(file: str | Path) -> Cluster:
+    """What a cluster file says, its local paths absolute: those are relative to its own folder.
+
+    Raises RequestError for a file that cannot be read, or that is no cluster's.
+    """
+    path = Path(file)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(
+            f"no cluster file at {path} ({error.strerror}): name one, such as cluster.yaml at the "
+            "root of segray's repository"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} is no YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise RequestError(
+            f"{path}: expected a mapping with cluster_name and provider, got "
+            f"{type(data).__name__}; cluster.yaml at the root of segray's repository is an example"
+        )
+    name = data.get("cluster_name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise RequestError(
+            f"{path}: cluster_name: expected a name of letters, digits, - and _, got {name!r}; Ray "
+            "finds the cluster's machines by it"
+        )
+    provider = data.get("provider")
+    if not isinstance(provider, dict) or not isinstance(provider.get("type"), str):
+        raise RequestError(
+            f"{path}: provider.type: expected aws, gcp, local or another of Ray's, got {provider!r}"
+        )
+    mounts = data.get("file_mounts") or {}
+    if not isinstance(mounts, dict):
+        raise RequestError(
+            f"{path}: file_mounts: expected a path there: a path here, got {mounts!r}"
+        )
+    folder = path.absolute().parent
+    data["file_mounts"] = {
+        there: here
+        if here in (TOKEN, NETRC)
+        else os.path.normpath(folder / Path(str(here)).expanduser())
+        for there, here in mounts.items()
+    }
+    return data
+
+
+def fill(cluster: Cluster, values: Mapping[str, str]) -> Cluster:
+    """The cluster with every text that is a key of `values` replaced by what stands there."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [walk(inner) for inner in value]
+        return values.get(value, value) if isinstance(value, str) else value
+
+    filled: Cluster = walk(cluster)
+    return filled
+
+
+def write_cluster(cluster: Cluster, file: Path) -> None:
+    """Write a cluster file that its owner alone can read; the old one stays until it is whole."""
+    write_private(file, yaml.safe_dump(cluster, sort_keys=False, width=1000))
+
+
+def write_private(file: Path, text: str) -> None:
+    """Write a file of mode 0600, in a folder of 0700; another process sees all of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(text)
+    os.replace(temporary, file)
+
+
+def for_own_machines(
+    cluster: Cluster,
+    head_ip: str,
+    worker_ips: Sequence[str],
+    ssh_user: str,
+    ssh_key: str | Path,
+    *,
+    setup_commands: Sequence[str] | None = None,
+) -> Cluster:
+    """The same cluster on machines that are there already, reached by ssh.
+
+    A cloud's node types, image, docker and the commands that serve them go; the rest stays: what
+    is shipped, how Ray is started (with autoscaler v1, the only one that starts Ray on such
+    machines). A head without workers trains, too. `setup_commands` replace the cluster's own, where
+    the machines have segray installed: an empty list runs none.
+    """
+    own = deepcopy(cluster)
+    for key in (
+        *("available_node_types", "head_node_type", "max_workers", "docker"),
+        *("initialization_commands", "head_setup_commands", "worker_setup_commands"),
+    ):
+        own.pop(key, None)
+    own["provider"] = {"type": "local", "head_ip": head_ip, "worker_ips": list(worker_ips)}
+    own["auth"] = {"ssh_user": ssh_user, "ssh_private_key": str(ssh_key)}
+    if setup_commands is not None:
+        own["setup_commands"] = list(setup_commands)
+    own["head_start_ray_commands"] = [
+        _on_own_head(command, trains=not worker_ips)
+        for command in own.get("head_start_ray_commands", [])
+    ]
+    return own
+
+
+def _on_own_head(command: str, *, trains: bool) -> str:
+    if "ray start" not in command:
+        return command
+    if trains:
+        command = re.sub(r" --num-[cg]pus=0\b", "", command)
+    choice = "RAY_enable_autoscaler_v2=0"
+    return command if choice in command else f"export {choice}; {command}"

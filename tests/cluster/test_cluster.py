@@ -1,0 +1,249 @@
+"""A sweep on a cluster of three hosts, from `ray up` to `ray down`.
+
+The tests of this file are one story, told in their order.
+"""
+
+import csv
+import json
+import re
+import shlex
+import time
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+EPOCHS = 8
+SWEEP = {
+    "model": {"name": "unet", "width": 4, "depth": 2},
+    "train": {"epochs": EPOCHS, "batch_size": 4, "optimizer": {"lr": 1e-2}},
+    "parameters": {
+        "train.optimizer.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1}
+    },
+    "method": "random",
+    "run_cap": 3,
+    "failure": {"retries": 0},  # the loss of a node is no failure of a trial
+    "tracking": {"wandb": {"mode": "disabled"}},
+}
+
+# Who listens on the head's own address, apart from the processes of trials: README, "Ports".
+FIXED = {
+    22: "sshd",
+    6379: "Ray's GCS",
+    6380: "the raylet",
+    6381: "the object manager",
+    6382: "the agent for runtime environments",
+    6383: "the dashboard's agent, by gRPC",
+    6384: "the node's metrics",
+    10001: "Ray Client",
+    44217: "the autoscaler's metrics",
+    44227: "the dashboard's metrics",
+    52365: "the dashboard's agent, by HTTP",
+}
+WORKERS = range(10002, 20000)  # one for each of Ray's worker processes
+DASHBOARD = 8265
+
+
+def wait_for(condition, seconds, what):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"after {seconds} s, {what()}"
+        time.sleep(0.1)
+
+
+class Cluster:
+    """What a person does with the cluster, from the laptop or on its head."""
+
+    def __init__(self, hosts, file):
+        self.hosts, self.file = hosts, file
+        self.runs = hosts.shared / "runs"
+
+    def ray(self, command, timeout=180):
+        environment = "RAY_UP_enable_autoscaler_v2=0"
+        return self.hosts["laptop"].run(f"{environment} ray {command}", timeout)
+
+    def alive(self):
+        """The addresses of the nodes that Ray takes for alive."""
+        code = "import ray, json; ray.init('auto', log_to_driver=False); " + (
+            "print(json.dumps([n['NodeManagerAddress'] for n in ray.nodes() if n['Alive']]))"
+        )
+        said = self.hosts["head"].run(f"python -c {shlex.quote(code)} 2>/dev/null").said
+        return set(json.loads(said.splitlines()[-1])) if said.strip() else set()
+
+    def command(self, name, **changes):
+        """The command that runs a sweep on the head."""
+        data = {"format": "cityscapes", "root": str(self.hosts.data / "scenes"), "size": [32, 64]}
+        content = SWEEP | {"name": name, "storage": str(self.runs), "data": data} | changes
+        file = self.hosts.shared / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(content))
+        address = f"{self.hosts['head'].address}:6379"
+        cache = self.hosts.cache
+        return f"RAY_ADDRESS={address} SEGRAY_CACHE={cache} python -m segray.sweep {file}"
+
+    def epochs(self, name):
+        files = self.runs.glob(f"{name}/trials/*/metrics.jsonl")
+        return sum(file.read_text().count("\n") for file in files)
+
+    def start(self, name, **changes):
+        """Start a sweep on the head; returns its process, and the file with what it says."""
+        log = self.hosts.shared / f"{name}.log"
+        return self.hosts["head"].start_command(self.command(name, **changes), log), log
+
+    def wait_for_epochs(self, name, number, process, log, seconds=180):
+        def reached():
+            assert process.poll() is None, log.read_text()
+            return self.epochs(name) >= number
+
+        wait_for(reached, seconds, log.read_text)
+
+
+@pytest.fixture(scope="module")
+def cluster(hosts, cluster_file):
+    made = Cluster(hosts, cluster_file)
+    token = hosts["laptop"].own / "home/.ray/auth_token"
+    token.parent.mkdir()
+    token.write_text((hosts.base / "token").read_text())
+    began = time.monotonic()
+    up = made.ray(f"up -y {cluster_file}")
+    assert up.code == 0, up.said
+    print(f"ray up: {time.monotonic() - began:.1f} s")
+    return made
+
+
+def test_ray_up_brings_the_head_and_then_both_workers(cluster, hosts):
+    began = time.monotonic()
+    expected = {hosts[name].address for name in ("head", "worker1", "worker2")}
+    monitor = hosts["head"].own / "tmp/ray/session_latest/logs/monitor.out"
+    wait_for(lambda: cluster.alive() == expected, 90, lambda: monitor.read_text()[-5000:])
+    print(f"both workers: {time.monotonic() - began:.1f} s later")
+
+
+@pytest.fixture(scope="module")
+def story(cluster, hosts):
+    """A sweep of trials with two workers, one on each worker host; in its middle, everything on
+    one of these is killed.
+    """
+    began = time.monotonic()
+    process, log = cluster.start(
+        "story", resources={"workers": 2, "cpus_per_worker": 1, "max_concurrent": 1}
+    )
+    cluster.wait_for_epochs("story", 3, process, log)
+    print(f"first trial: {time.monotonic() - began:.1f} s")
+    ports = hosts["worker2"].scan(hosts["head"])
+    programs = dict(hosts["head"].listening())
+    cluster.wait_for_epochs("story", EPOCHS + 2, process, log)
+    hosts["worker1"].kill_everything()
+    killed, before = time.monotonic(), cluster.epochs("story")
+    cluster.wait_for_epochs("story", before + 1, process, log)
+    print(f"from the kill to the next epoch: {time.monotonic() - killed:.1f} s")
+    process.wait(240)
+    print(f"the sweep: {time.monotonic() - began:.1f} s\n{log.read_text()}")
+    return {"code": process.returncode, "said": log.read_text(), "ports": ports, "who": programs}
+
+
+def leaderboard(run):
+    with (run / "leaderboard.csv").open() as file:
+        return {row["trial"]: row for row in csv.DictReader(file)}
+
+
+def assert_complete(run):
+    """Every trial has finished, with each of its epochs on record once."""
+    rows = leaderboard(run)
+    assert sorted(rows) == [f"{number:03d}" for number in range(SWEEP["run_cap"])]
+    assert {row["state"] for row in rows.values()} == {"finished"}
+    for trial in rows:
+        lines = (run / "trials" / trial / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+
+
+def test_a_sweep_survives_that_everything_on_a_host_is_killed(cluster, story):
+    assert story["code"] == 0, story["said"]
+    assert_complete(cluster.runs / "story")
+
+
+def test_the_sweep_says_which_node_was_lost(story, hosts):
+    named = rf"lost.*({hosts['worker1'].address}|worker1)"
+    assert re.search(named, story["said"]), story["said"]
+
+
+def test_each_worker_host_built_its_own_cache_from_its_own_data(story, hosts):
+    for name in ("worker1", "worker2"):
+        assert len(list(hosts[name].cache.rglob("images.npy"))) == 1, name
+    assert not list(hosts.cache.iterdir())  # the folder that the hosts' own ones hide
+
+
+def test_only_documented_ports_of_the_head_answer_from_another_host(story):
+    open_ports = set(story["ports"])
+    assert DASHBOARD not in open_ports
+    assert set(FIXED) <= open_ports
+    strangers = {port: story["who"].get(port) for port in open_ports - set(FIXED)}
+    assert {port for port in strangers if port not in WORKERS} == set(), strangers
+
+
+JOIN = "import ray; ray.init(address='{address}:6379', log_to_driver=False); print('joined')"
+CLIENT = "import ray; ray.init('ray://{address}:10001'); print(ray.cluster_resources(), 'joined')"
+COMMANDS = {
+    "a driver": f'python -c "{JOIN}"',
+    "a driver through Ray Client": f'python -c "{CLIENT}"',
+    "ray status": "ray status --address {address}:6379",
+    "a node": "ray start --address={address}:6379",
+    "the agent": "curl -sf http://{address}:52365/api/actors/kill?actor_id=00",
+    "a job": "ray job submit --address http://{address}:8265 -- echo joined",
+    "a job through the agent": "ray job submit --address http://{address}:52365 -- echo joined",
+}
+
+
+@pytest.mark.parametrize("token", [None, "f" * 64], ids=["without a token", "with a wrong token"])
+@pytest.mark.parametrize("what", COMMANDS)
+def test_who_lacks_the_token_is_refused(cluster, hosts, what, token):
+    """From a host of the cluster's network, by somebody who has no file of the token's."""
+    home = hosts.shared / "stranger"
+    home.mkdir(exist_ok=True)
+    given = f"RAY_AUTH_TOKEN={token}" if token else "-u RAY_AUTH_MODE"
+    command = COMMANDS[what].format(address=hosts["head"].address)
+    done = hosts["laptop"].run(
+        f"export PYTHONPATH=; timeout -k 5 40 env {given} HOME={home} {command}", timeout=60
+    )
+    print(f"{what}: {done.code} {done.said[-1500:]}")
+    assert done.code not in (0, 124), done.said
+    assert "joined" not in done.said
+
+
+def test_a_node_without_the_data_is_named_before_a_trial_starts(cluster, hosts):
+    scenes = hosts["worker2"].data / "scenes"
+    scenes.rename(scenes.with_name("elsewhere"))
+    try:
+        command = cluster.command("nodata", seed=1)
+        run = hosts["head"].run(f"{command} data.size=[32,32]", timeout=120)
+    finally:
+        scenes.with_name("elsewhere").rename(scenes)
+    assert run.code == 2, run.said
+    assert re.search(rf"worker2|{hosts['worker2'].address}", run.said), run.said
+    assert "Traceback" not in run.said
+    assert not list(cluster.runs.glob("nodata/trials/*"))
+
+
+def test_trials_of_a_host_that_never_comes_back_go_on_elsewhere(cluster, hosts):
+    began = time.monotonic()
+    resources = {"workers": 1, "cpus_per_worker": 1, "max_concurrent": 2}
+    process, log = cluster.start("taken", resources=resources)
+    cluster.wait_for_epochs("taken", 3, process, log)
+    hosts["worker2"].vanish()
+    taken = time.monotonic()
+    process.wait(240)
+    print(
+        f"taken: {taken - began:.1f} s, over: {time.monotonic() - began:.1f} s\n{log.read_text()}"
+    )
+    assert process.returncode == 0, log.read_text()
+    assert_complete(cluster.runs / "taken")
+
+
+def test_ray_down_leaves_nothing_running(cluster, hosts):
+    began = time.monotonic()
+    down = cluster.ray(f"down -y {cluster.file}")
+    print(f"ray down: {time.monotonic() - began:.1f} s\n{down.said}")
+    assert down.code == 0, down.said
+    for name in ("head", "worker1"):
+        assert hosts[name].processes() == [], name
+        assert [port for port, _ in hosts[name].listening()] == [22]
