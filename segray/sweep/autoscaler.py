@@ -15,6 +15,8 @@ from segray.sweep.placement import Node
 
 BOOTSTRAP = "~/ray_bootstrap_config.yaml"  # `ray up` puts the cluster's file there, on the head
 
+_REPORT = b"__autoscaling_status"
+
 
 def node_kinds() -> tuple[tuple[Node, ...], int]:
     """The kinds of node that the cluster of this head may add, and how many of all kinds together.
@@ -52,7 +54,7 @@ def progress() -> str:
     import ray
 
     with contextlib.suppress(Exception):  # it is for a person to read: no sweep fails for it
-        starting, failed = _second(ray) or _first(ray)
+        starting, failed = (_first if _version(ray) == 1 else _second)(ray)
         parts = []
         if starting:
             nodes = ", ".join(f"{n} x {kind}" for kind, n in sorted(starting.items()))
@@ -63,8 +65,15 @@ def progress() -> str:
     return ""
 
 
-def _second(ray: Any) -> tuple[Counter[str], list[str]] | None:
-    """Ray's autoscaler v2; None where it is not the one at work."""
+def _version(ray: Any) -> int:
+    """Which of Ray's autoscalers is at work: v1 leaves its report in Ray's key-value store."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return 1 if _internal_kv_get(_REPORT) else 2
+
+
+def _second(ray: Any) -> tuple[Counter[str], list[str]]:
+    """What Ray's autoscaler v2 starts, and what did not start."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
@@ -72,14 +81,14 @@ def _second(ray: Any) -> tuple[Counter[str], list[str]] | None:
     for launch in status.pending_launches:
         starting[launch.ray_node_type_name] += launch.count
     failed = [f"{one.ray_node_type_name} ({one.details})" for one in status.failed_launches]
-    return (starting, failed) if status.stats.autoscaler_version or starting or failed else None
+    return starting, failed
 
 
 def _first(ray: Any) -> tuple[Counter[str], list[str]]:
-    """Ray's autoscaler v1, which writes a report into Ray's key-value store."""
+    """What Ray's autoscaler v1 starts, and what did not start."""
     from ray.experimental.internal_kv import _internal_kv_get
 
-    report = json.loads(_internal_kv_get(b"__autoscaling_status"))["autoscaler_report"]
+    report = json.loads(_internal_kv_get(_REPORT))["autoscaler_report"]
     starting = Counter[str](kind for _, kind, _ in report["pending_nodes"])
     starting.update(report["pending_launches"])
     availability = (report.get("node_availability_summary") or {}).get("node_availabilities", {})

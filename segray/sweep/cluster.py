@@ -117,7 +117,8 @@ def ray_cluster() -> Iterator[Cluster]:
                 f"Ray did not start on this machine: {said}. Nothing is lost; the same command, "
                 "with --resume where a sweep had begun, starts it anew"
             ) from error
-        if not isinstance(error, ConnectionError | ValueError | RuntimeError):
+        expected = (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
+        if not isinstance(error, expected):
             raise
         raise RequestError(
             f"no Ray cluster at RAY_ADDRESS={address} lets us in: {error}. If it asks for a token, "
