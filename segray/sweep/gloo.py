@@ -15,6 +15,9 @@ VARIABLE = "GLOO_SOCKET_IFNAME"
 _GET_ADDRESS = 0x8915  # SIOCGIFADDR of Linux: the IPv4 address of an interface
 
 
+_Base: Any = TorchConfig().backend_cls
+
+
 class GlooConfig(TorchConfig):
     """Ray Train's setup of torch's workers, by gloo.
 
@@ -30,7 +33,7 @@ class GlooConfig(TorchConfig):
         return _Backend
 
 
-class _Backend(TorchConfig().backend_cls):
+class _Backend(_Base):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(_choose_interface)
         super().on_start(worker_group, backend_config)

@@ -58,6 +58,11 @@ def cluster_file(hosts):
         line.replace("ray start ", "ray start --num-cpus=1 ")
         for line in own["worker_start_ray_commands"]
     ]
+    own["head_start_ray_commands"] = [
+        # A node that is gone is noticed after half a minute rather than more than one.
+        line.replace("ray start ", "export RAY_health_check_timeout_ms=3000; ray start ")
+        for line in own["head_start_ray_commands"]
+    ]
     token, netrc = hosts.base / "token", hosts.base / "netrc"
     write_private(token, secrets.token_hex(32))
     write_private(netrc, "")
