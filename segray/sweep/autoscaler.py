@@ -55,9 +55,12 @@ def progress() -> str:
 
     with contextlib.suppress(Exception):  # it is for a person to read: no sweep fails for it
         starting, failed = (_first if _version(ray) == 1 else _second)(ray)
+        known = {kind.name for kind in node_kinds()[0]}
+        nodes = ", ".join(
+            f"{n} x {kind}" for kind, n in sorted(starting.items()) if not known or kind in known
+        )
         parts = []
-        if starting:
-            nodes = ", ".join(f"{n} x {kind}" for kind, n in sorted(starting.items()))
+        if nodes:
             parts.append(f"the autoscaler is starting {nodes}")
         if failed:
             parts.append(f"no node of {', '.join(failed)}")
