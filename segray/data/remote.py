@@ -265,9 +265,10 @@ def _reason(error: Exception) -> tuple[type[RemoteError], str]:
     said = re.sub(r" \(Request ID: \S+\)", "", said)
     if isinstance(error, FileNotFoundError) or "NO_SUCH_BUCKET" in said:
         return RemoteRefused, f"{said}; look at the URL, and at AWS_ENDPOINT_URL if it is set"
-    if _ELSEWHERE.search(said):
+    _, _, answer = said.rpartition("Error ")  # not the names of bucket and object
+    if _ELSEWHERE.search(answer):
         return RemoteRefused, f"{said}; the bucket is in another region: set AWS_REGION to it"
-    if _REFUSED.search(said):
+    if _REFUSED.search(answer):
         advice = "this machine has no right to it: see `aws sts get-caller-identity`"
         if "google" in said:
             advice = "this machine has no right to it: see `gcloud auth application-default login`"

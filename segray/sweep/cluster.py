@@ -48,8 +48,10 @@ _WORKERS = {
 TMPDIR_LIMIT = 35  # characters: a socket's whole path has 107, and Ray's part of it about 70
 WATCH_S = 0.5  # between looks at whether Ray still lives
 PATIENCE_S = 10.0  # for this program to end by itself once it does not
-# No secret among them.
-_PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE", "AWS_ENDPOINT_URL")
+_PASSED_ON = (  # no secret among them
+    *("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+)
 
 
 @contextlib.contextmanager
@@ -130,8 +132,9 @@ def ray_cluster() -> Iterator[Cluster]:
     ended = threading.Event()
     threading.Thread(target=_watch, args=(ended,), daemon=True, name="segray-ray").start()
     try:
-        kinds, most_added = node_kinds() if address else ((), 0)
-        yield Cluster(nodes_of(ray.nodes()), kinds, most_added)
+        nodes = nodes_of(ray.nodes())
+        kinds, most = node_kinds() if address else ((), 0)
+        yield Cluster(nodes, kinds, max(0, most - (len(nodes) - 1)))  # beside the head
     except Exception as error:  # whatever Ray's calls make of its end
         if not isinstance(error, SegrayError) and (dead := dead_process()):
             raise RayLost(dead) from error

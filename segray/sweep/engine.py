@@ -164,7 +164,7 @@ class _Desk:
     ) -> None:
         self._queue, self._screen, self._failure, self._board = queue, screen, failure, board
         self._stage, self._folder = stage, folder
-        self._looked = time.monotonic()
+        self._looked = self._freed = time.monotonic()
         self._notes = board.notes.remote()
         self._noted: set[str] = set()  # machines that are getting ready
         self._interrupted = False
@@ -232,16 +232,26 @@ class _Desk:
 
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: none now, and none at all once no trial is `busy`."""
-        if self._stranded:  # Ray would give them a place on the node that is gone
-            up = alive()
-            self._again += [spec for spec, lost in self._stranded if not lost & up]
-            self._stranded = [(spec, lost) for spec, lost in self._stranded if lost & up]
+        self._free_stranded()
         with _or_stop():
             spec = self._again.pop(0) if self._again else self._queue.next()
         if spec is not None:
             self._running[spec.id] = oom_kills()
             self._screen.wait(spec.id, spec.assignment)
         return spec
+
+    def _free_stranded(self) -> None:
+        """Hand out trials again whose lost nodes Ray knows to be gone, or that answer again.
+
+        Before that Ray would give them a place on such a node.
+        """
+        if not self._stranded or time.monotonic() < self._freed + LOOK_S:
+            return
+        self._freed = time.monotonic()
+        up = alive()
+        held = [(spec, set(lost_among(lost & up))) for spec, lost in self._stranded]
+        self._again += [spec for spec, lost in held if not lost]
+        self._stranded = [(spec, lost) for spec, lost in held if lost]
 
     @property
     def busy(self) -> bool:
@@ -288,7 +298,7 @@ class _Desk:
             again = self._second_try(spec, fault)
             if again is None:
                 write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
-            self._folder.save_training(spec.folder)
+            self._folder.save_training(spec.folder, "error.txt", "outcome.json")
         if again is None:
             self._book(spec, failed_outcome(spec.folder, fault.reason))
             return
@@ -334,7 +344,6 @@ class _Desk:
             raise _Stopped(None)  # the others stand at their last epoch, for --resume
         if outcome.state in FINISHED:
             self._board.finish.remote(spec.id)
-        self._board.leave.remote(spec.id)
         self._close_if_asked()
 
     def _close_if_asked(self) -> None:

@@ -32,8 +32,10 @@ ANSWER_S = 3.0  # for a node to accept a connection
 _PACKAGES = ("segray", "torch", "transformers")  # that decide numbers
 
 
-def prepare_nodes(config: SweepConfig, screen: Screen) -> None:
+def prepare_nodes(config: SweepConfig, screen: Screen, *, gpus: bool) -> None:
     """On every other node that trains: check and cache the data, fetch weights, check the storage.
+
+    With `gpus` those nodes train that have any.
 
     Raises RequestError where a node lacks something, with what it is and the names of all such
     nodes. On the driver's own node preflight has seen to it.
@@ -42,7 +44,7 @@ def prepare_nodes(config: SweepConfig, screen: Screen) -> None:
     others = {
         node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] != here
+        if node["NodeID"] != here and _trains(node, gpus)
     }
     if not others:
         return
@@ -66,10 +68,15 @@ def prepare_nodes(config: SweepConfig, screen: Screen) -> None:
             sight.end()
 
 
-def trains_here() -> bool:
+def trains_here(*, gpus: bool) -> bool:
     """Whether trials may run on the driver's own node."""
     here = ray.get_runtime_context().get_node_id()
-    return any(node["NodeID"] == here and node["Resources"].get("CPU") for node in ray.nodes())
+    return any(node["NodeID"] == here and _trains(node, gpus) for node in ray.nodes())
+
+
+def _trains(node: Mapping[str, Any], gpus: bool) -> bool:
+    has = node["Resources"]
+    return bool(node["Alive"] and has.get("CPU") and (has.get("GPU") or not gpus))
 
 
 def lost_among(node_ids: Collection[str]) -> dict[str, str]:

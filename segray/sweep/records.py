@@ -55,9 +55,12 @@ another seed, scored on test as no other is."""
 FINISHED = ("finished", "early_stopped", "budget")  # states of trials that nothing found wanting
 LOCK = ".lock"  # of all processes of a sweep
 DRIVER = ".driver"  # of the one that runs it
+CHOICE = "candidates/choice.json"
 DONE = ".done"  # empty: the sweep came to its end
 SECONDS = ".seconds"  # how long the search has been at work
 ORPHANS_S = 120.0  # a killed sweep's trials end with Ray, within seconds if the machine is free
+# In a run folder: what trials write, and what is of one machine.
+_NOT_THE_DRIVERS = ("trials", "candidates", "final", "wandb", ".ray", LOCK, DRIVER, LEASE)
 MAY_CHANGE = (
     "budget.",
     "failure.retries",
@@ -112,7 +115,7 @@ class RunFolder:
         self.kind = kind
         self.remote = remote_of(path)
         self._copy = Copy(path, self.remote) if self.remote else None
-        self._lease = Lease(self.remote) if self.remote else None
+        self._lease = Lease(self.remote, path) if self.remote else None
 
     @staticmethod
     def is_free(config: SweepConfig) -> bool:
@@ -241,13 +244,15 @@ class RunFolder:
 
         Raises RequestError where that one is still at work.
         """
-        path = run_path(config)
+        path = current(config)
         try:
             folder = cls.open(path)
             if folder.config().data.limit is None:
                 return
         except RequestError:  # not what a smoke test of this version leaves
             return
+        if folder.remote and folder.running():
+            raise RequestError(f"{folder.place}: a sweep is at work there: wait until it has ended")
         with folder.alone():
             if folder.remote:
                 folder.remote.delete_all()
@@ -298,7 +303,7 @@ class RunFolder:
             if self._lease is None:
                 yield
                 return
-            with self._lease.held(waiting, alone_here=True):
+            with self._lease.held(waiting):
                 self._fetch()  # the last processes of an earlier driver may have gone on
                 yield
 
@@ -306,7 +311,9 @@ class RunFolder:
         """Make a copy what the store has, but for weights and the like."""
         assert self._copy is not None
         for entry in self.path.iterdir():
-            if entry.name in (LOCK, DRIVER):
+            if (
+                entry.name.startswith(".") and entry.name.endswith(".lock")
+            ) or entry.name == DRIVER:
                 continue
             if entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -325,25 +332,34 @@ class RunFolder:
         What follows from a record may happen only once it is there: a trial's start, say. Raises
         WorkError where the store does not answer, or another driver has the run.
         """
-        if (copy := self._copy) is not None and self._lease is not None:
-            self._lease.check()
-            insist(lambda: copy.push_all(_by_driver, last="study.journal"))
+        if self._lease is not None:
+            insist(self._lease.check)
+            insist(self._push)
 
-    def save_training(self, folder: Path) -> None:
-        """Bring a trial's folder to the store, as far as the driver has changed it."""
+    def _push(self) -> None:
+        assert self._copy is not None
+        study = self.study.name  # last: what it says of trials is on record by then
+        tops = [entry for entry in self.path.iterdir() if entry.name not in _NOT_THE_DRIVERS]
+        names = [
+            file.relative_to(self.path).as_posix()
+            for top in sorted(tops)
+            for file in ([top] if top.is_file() else sorted(top.rglob("*")))
+            if file.is_file() and not file.name.endswith(".tmp")
+        ]
+        self._copy.push([*(name for name in names if name != study), CHOICE, study])
+        self._copy.push_gone(lambda name: name.split("/")[0] not in _NOT_THE_DRIVERS)
+
+    def save_training(self, folder: Path, *names: str) -> None:
+        """Bring files to the store that the driver wrote into a trial's folder."""
         if (copy := self._copy) is not None:
-            below = f"{folder.relative_to(self.path).as_posix()}/"
-            insist(lambda: copy.push_all(lambda name: name.startswith(below)))
+            below = folder.relative_to(self.path).as_posix()
+            insist(lambda: copy.push([f"{below}/{name}" for name in names]))
 
     def collect(self, folder: Path, *, weights: bool) -> None:
         """Fetch from the store what a trial has left there; `weights` and the like as well."""
-        if (copy := self._copy) is not None:
-            below = f"{folder.relative_to(self.path).as_posix()}/"
-
-            def wanted(name: str) -> bool:
-                return name.startswith(below) and (weights or not heavy(name))
-
-            insist(lambda: copy.fetch(wanted))
+        if self.remote is not None:
+            copy = Copy(folder, self.remote / folder.relative_to(self.path).as_posix())
+            insist(lambda: copy.fetch(lambda name: weights or not heavy(name)))
 
     @property
     def exported(self) -> bool:
@@ -356,7 +372,7 @@ class RunFolder:
         """Delete a trial's weights."""
         shutil.rmtree(self.trial(trial_id) / "checkpoint", ignore_errors=True)
         if self.remote:
-            (self.remote / f"trials/{trial_id}/checkpoint").delete_all()
+            insist((self.remote / f"trials/{trial_id}/checkpoint").delete_all)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -400,7 +416,8 @@ class RunFolder:
                 if not _is_free(path):
                     raise _holds_earlier(path, config.name)
                 write_text(path / "sweep.yaml", folder._sweep_yaml(config, command))
-            folder.save()
+            if folder.remote:
+                insist(folder._push)
         except OSError as error:
             raise RequestError(
                 f"cannot write to {path}: {error.strerror}; name a folder you can write to with "
@@ -442,11 +459,13 @@ class RunFolder:
         self.collect(source, weights=True)
         shutil.copytree(source, temporary, ignore=left_out)
         temporary.rename(target)
-        self.save_training(target)
+        files = [f.relative_to(target).as_posix() for f in target.rglob("*") if f.is_file()]
+        # config.yaml last: with it a training has begun.
+        self.save_training(target, *sorted(files, key=lambda name: name == "config.yaml"))
 
     def choice(self, among: Sequence[str]) -> str | None:
         """Which of these candidates was chosen, if the choice was made among them."""
-        path = self.path / "candidates" / "choice.json"
+        path = self.path / CHOICE
         if not path.is_file():
             return None
         with reading(path):
@@ -456,7 +475,7 @@ class RunFolder:
     def write_choice(self, winner: str, among: Sequence[str]) -> None:
         """Record which candidate was chosen, so that it stays so."""
         made = {"winner": winner, "among": list(among)}
-        write_text(self.path / "candidates" / "choice.json", json.dumps(made) + "\n")
+        write_text(self.path / CHOICE, json.dumps(made) + "\n")
         self.save()
 
     @property
@@ -480,7 +499,12 @@ class RunFolder:
         self.collect(final, weights=True)
         final.rename(aside)
         self.save()
-        self.save_training(final)  # that it is gone
+        if self.remote:
+            there = self.remote / "final"
+            # An outcome without its config would pass for that of the new winner.
+            order = {"outcome.json": 0, "config.yaml": 2}
+            names = sorted(there.files(), key=lambda name: order.get(name.split("/")[-1], 1))
+            insist(lambda: there.delete(names))
         return aside
 
     def mark_done(self) -> None:
@@ -735,22 +759,15 @@ def _holds_earlier(path: Path, name: str) -> RequestError:
 def current(config: SweepConfig) -> Path:
     """The sweep's folder on this machine; a copy is what the store has at this moment.
 
-    Unless a driver of this machine is at work on it: then it is that one's.
+    Unless processes of this machine are at work in it: then it is theirs.
     """
     path = run_path(config)
     if remote_of(path) is not None:
         path.mkdir(parents=True, exist_ok=True)
-        with (path / DRIVER).open("a+") as driver:
-            if _lock_alone(driver):
+        with (path / DRIVER).open("a+") as driver, (path / LOCK).open("a+") as lock:
+            if _lock_alone(driver) and _lock_alone(lock):
                 RunFolder(path, "")._fetch()
     return path
-
-
-def _by_driver(name: str) -> bool:
-    """Whether it is the driver that writes a file; trials write their own folders."""
-    top = name.split("/")[0]
-    theirs = ("trials", "candidates", "final", "wandb", ".ray", LOCK, DRIVER, LEASE)
-    return top not in theirs or name == "candidates/choice.json"
 
 
 def _is_free(path: Path) -> bool:

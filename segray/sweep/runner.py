@@ -155,7 +155,7 @@ def run_sweep(
         screen.say("starting Ray, and trying the largest trial's step on a worker")
         cluster = stack.enter_context(ray_cluster())
         search, final = place(config, cluster, screen)
-        _prepare(active, screen)
+        _prepare(active, search, screen)
         folder = begun or RunFolder.create(config, command=command)
         stack.enter_context(_interruptible(folder))
         if begun is None:
@@ -209,12 +209,12 @@ def run_training(
             begun.check_data(data_version(config.data))
         on_workers = config.resources.workers > 1
         machine = stack.enter_context(ray_cluster()) if on_workers else this_machine()
-        if on_workers:
-            _prepare(active, screen)
-        else:
-            _open_dataset(config, screen)
         alone = config.resources.model_copy(update={"max_concurrent": 1})
         stage = plan(alone, machine, 1)
+        if on_workers:
+            _prepare(active, stage, screen)
+        else:
+            _open_dataset(config, screen)
         folder = begun or RunFolder.create(config, "train", command)
         stack.enter_context(_interruptible(folder))
         if begun is None:
@@ -224,7 +224,7 @@ def run_training(
         if on_workers:
             _run_list(queue, active, folder, stage, screen)
         elif queue.missing:
-            _run_here(spec, queue, screen)
+            _run_here(spec, queue, folder, screen)
         folder.write_leaderboard(queue.results, config.metric.goal)
         _require_score(queue.results, folder)
         _export(config, folder, queue.results[0])
@@ -280,7 +280,7 @@ def _interruptible(folder: RunFolder) -> Iterator[None]:
         ) from None
 
 
-def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
+def _run_here(spec: TrialSpec, queue: FixedList, folder: RunFolder, screen: Screen) -> None:
     """A trial of one worker in this process, without Ray: easy to debug and to profile."""
 
     def tell(metrics: Metrics) -> Stop | None:
@@ -300,6 +300,7 @@ def _run_here(spec: TrialSpec, queue: FixedList, screen: Screen) -> None:
             if fault.kind != "disk_full":  # which says nothing of the training
                 put_down(spec.folder, fault.reason, account)
                 write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
+                folder.save_training(spec.folder, "error.txt", "outcome.json")
             raise WorkError(
                 f"{fault.reason}\nThe whole story is in {spec.folder / 'log.txt'}. Once the cause "
                 "is gone, the same command with --resume goes on"
@@ -313,13 +314,14 @@ def _screen(config: SweepConfig) -> Screen:
     return Screen(config.metric.name, config.metric.goal, config.train.epochs)
 
 
-def _prepare(config: SweepConfig, screen: Screen) -> None:
+def _prepare(config: SweepConfig, stage: Plan, screen: Screen) -> None:
     """Get this machine ready, if it trains, and the cluster's other nodes."""
     from segray.sweep.nodes import prepare_nodes, trains_here
 
-    if trains_here():
+    gpus = stage.gpus_per_worker > 0
+    if trains_here(gpus=gpus):
         _open_dataset(config, screen)
-    prepare_nodes(config, screen)
+    prepare_nodes(config, screen, gpus=gpus)
 
 
 def _open_dataset(config: SweepConfig, screen: Screen) -> None:
@@ -405,6 +407,8 @@ def _final(
             f"on test: {stage}"
         )
     paths = [(folder.final(seed), seed) for seed in seeds]
+    for path, _ in paths:
+        folder.collect(path, weights=True)  # of one that had ended, for the report
     queue = FixedList(_specs(config, folder, stage, winner, paths, "final"))
     _run_list(queue, config, folder, stage, screen)
     results = ranked(queue.results, config.metric.goal)

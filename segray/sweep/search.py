@@ -157,7 +157,7 @@ class Search:
             if outcome.epochs:
                 outcome = replace(outcome, state="budget")
                 write_outcome(spec.folder, outcome)
-                self.folder.save_training(spec.folder)
+                self.folder.save_training(spec.folder, "outcome.json")
                 self._book(TrialResult(spec.id, spec.folder, spec.assignment, outcome))
         self._write()
 

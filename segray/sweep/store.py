@@ -19,9 +19,9 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from segray.config import RequestError, SweepConfig, WorkError
 from segray.data import cache_root
@@ -34,7 +34,6 @@ GONE_S = 45.0  # without one, and the driver is taken for dead
 TRIES_S = (1.0, 5.0, 20.0, 60.0, 120.0)  # between attempts at a store that does not answer
 PARTS = ("best", "checkpoint", "preds", "wandb")  # folders that only some readers need
 _log = logging.getLogger(__name__)
-_LAST = ("metrics.jsonl", "checkpoint/last.safetensors", "checkpoint/best.safetensors")
 
 
 def run_path(config: SweepConfig) -> Path:
@@ -59,7 +58,7 @@ def readable(place: str, *parts: str) -> Path:
         return Path(place)
     storage, _, name = place.rstrip("/").rpartition("/")
     copy = Copy(_copies("read", storage) / name, RemoteFolder(place))
-    copy.fetch(lambda name: not heavy(name, but=parts))
+    copy.fetch(lambda name: not heavy(name, but=parts), drop=True)
     if not copy.path.is_dir():
         raise RequestError(f"{place}: there is nothing; expected a run's folder, <storage>/<name>")
     return copy.path
@@ -68,7 +67,7 @@ def readable(place: str, *parts: str) -> Path:
 def publish(path: Path, *names: str) -> None:
     """Bring files of a run folder to the store, if it is a copy."""
     if (remote := remote_of(path)) is not None:
-        insist(lambda: Copy(path, remote).push(list(names)))
+        insist(lambda: Copy(path, remote).push(names))
 
 
 def remote_of(path: Path) -> RemoteFolder | None:
@@ -101,41 +100,51 @@ class Copy:
         self.path, self.remote = path, remote
         self._known: dict[str, tuple[int, int]] = {}  # what was brought: time of change, length
 
-    def fetch(self, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """Bring here what the store has of the wanted names; other files stay as they are."""
-        names = [name for name in self.remote.files() if wanted(name)]
+    def fetch(
+        self, wanted: Callable[[str], bool] = lambda name: True, *, drop: bool = False
+    ) -> None:
+        """Bring here what the store has of the wanted names.
+
+        Other files stay as they are; with `drop` those go that the store does not have.
+        """
+        there = self.remote.files()
+        if drop:
+            for name in _files(self.path):
+                if name not in there:
+                    (self.path / name).unlink(missing_ok=True)
+        names = [name for name in there if wanted(name)]
         for _ in self.remote.download_all(names, self.path):
             pass
         self._known |= {name: _stamp((self.path / name).stat()) for name in names}
 
-    def push(self, names: list[str]) -> None:
-        """Bring files to the store that changed since they were brought; and that they are gone."""
+    def push(self, names: Iterable[str]) -> None:
+        """Bring files to the store, in this order, that changed since they were brought."""
         for name in names:
-            file = self.path / name
-            try:
-                stamp = _stamp(file.stat())
-                if self._known.get(name) != stamp:
-                    with file.open("rb") as source:
-                        self.push_open(source, name)
-            except FileNotFoundError:  # gone, perhaps meanwhile
-                if self._known.pop(name, None) is not None:
-                    self.remote.delete([name])
+            with contextlib.suppress(FileNotFoundError), (self.path / name).open("rb") as source:
+                self.push_open(source, name)
 
     def push_open(self, source: BinaryIO, name: str) -> None:
-        """Bring the bytes of an open file to the store under `name`."""
+        """`push` of an open file."""
         stamp = _stamp(os.fstat(source.fileno()))
-        self.remote.upload(source, name)
-        self._known[name] = stamp
+        if self._known.get(name) != stamp:
+            self.remote.upload(source, name)
+            self._known[name] = stamp
 
-    def push_all(self, wanted: Callable[[str], bool], *, last: str = "") -> None:
-        """`push` of every wanted file below the folder; of `last` after all the others."""
-        found = {
-            file.relative_to(self.path).as_posix()
-            for file in self.path.rglob("*")
-            if file.is_file() and not file.name.endswith((".tmp", ".part"))
-        }
-        names = sorted(name for name in found | set(self._known) if wanted(name))
-        self.push([name for name in names if name != last] + [last] * (last in names))
+    def push_gone(self, wanted: Callable[[str], bool]) -> None:
+        """Delete in the store what was brought there or from there, and is no longer here."""
+        gone = [n for n in self._known if wanted(n) and not (self.path / n).exists()]
+        self.remote.delete(gone)
+        for name in gone:
+            del self._known[name]
+
+
+def _files(folder: Path) -> list[str]:
+    """The files below a folder, as names in a store, but for those that are being written."""
+    return sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_file() and not file.name.endswith((".tmp", ".part"))
+    )
 
 
 def _stamp(known: os.stat_result) -> tuple[int, int]:
@@ -160,24 +169,24 @@ class Lease:
     """The one driver that a run in a store may have: a store has no locks.
 
     The driver writes a sign of life every few seconds. Who wants to take a run up watches it for a
-    while: no clock is compared with another machine's.
+    while, and compares no clock with another machine's. Only where the copy that the driver worked
+    in is the caller's own, and so are its locks, is it known to be dead.
     """
 
-    def __init__(self, remote: RemoteFolder) -> None:
+    def __init__(self, remote: RemoteFolder, copy: Path) -> None:
         self.remote = remote
-        self.id, self.host = secrets.token_hex(8), platform.node()
+        self.id, self.copy = secrets.token_hex(8), _identity(copy.parent)
         self._ended = threading.Event()
         self._beats = 0
 
     @contextlib.contextmanager
-    def held(self, waiting: Callable[[], None], alone_here: bool) -> Iterator[None]:
+    def held(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Have the run while the context lasts; calls `waiting` where an earlier driver left it.
 
-        `alone_here`: no driver on this machine has it, so one of this machine is dead. Raises
-        RequestError where another one lives.
+        The caller holds the locks of its copy. Raises RequestError where another driver lives.
         """
         before = read_lease(self.remote)
-        if before and not (alone_here and before["host"] == self.host):
+        if before and before["copy"] != self.copy:
             waiting()
             until = time.monotonic() + GONE_S
             while time.monotonic() < until:
@@ -212,7 +221,8 @@ class Lease:
 
     def _beat(self) -> None:
         self._beats += 1
-        sign = {"id": self.id, "host": self.host, "beat": self._beats, "time": time.time()}
+        sign: dict[str, Any] = {"id": self.id, "host": platform.node(), "copy": self.copy}
+        sign |= {"beat": self._beats, "time": time.time()}
         self.remote.write(LEASE, json.dumps(sign).encode())
 
     def _go_on(self) -> None:
@@ -222,14 +232,23 @@ class Lease:
                 self._beat()
 
 
-def read_lease(remote: RemoteFolder) -> dict[str, str] | None:
+def _identity(folder: Path) -> str:
+    """Of a folder of copies: a random text that stays with it."""
+    file = folder / ".copy"
+    with contextlib.suppress(FileExistsError), file.open("x") as new:
+        new.write(secrets.token_hex(8))
+    return file.read_text()
+
+
+def read_lease(remote: RemoteFolder) -> dict[str, Any] | None:
     """The last sign of life of the run's driver; None where it has none."""
     content = remote.read(LEASE)
-    return json.loads(content) if content else None
+    sign: dict[str, Any] | None = json.loads(content) if content else None
+    return sign
 
 
 def at_work(remote: RemoteFolder) -> bool:
-    """Whether the run's driver gave a sign of life lately."""
+    """Whether the run's driver gave a sign of life lately, by its clock and this machine's."""
     sign = read_lease(remote)
     return sign is not None and time.time() - float(sign["time"]) < GONE_S
 
@@ -254,16 +273,20 @@ class Keeper:
         """Begin to bring epochs to the store."""
         self._thread.start()
 
-    def epoch(self) -> None:
+    def epoch(self, *, is_best: bool) -> None:
         """The files of an epoch are there: bring them, while training goes on.
 
-        Checkpoints are opened now, since the next epoch's take their names; the record may have
-        grown by the time it is read, which does no harm. An epoch that finds the one before still
-        waiting takes its place.
+        `last` before `best` where both are of this epoch, as `best` can be made from it; else
+        `best` first, as an epoch that was passed over may have left it behind. Checkpoints are
+        opened now, since the next epoch's take their names; the record may have grown by the time
+        it is read, which does no harm. An epoch that finds the one before still waiting takes its
+        place.
         """
+        last, best = "checkpoint/last.safetensors", "checkpoint/best.safetensors"
+        order = (last, best) if is_best else (best, last)
         with self._wake:
             self._close()
-            for name in _LAST:
+            for name in ("config.yaml", "metrics.jsonl", *order):
                 with contextlib.suppress(FileNotFoundError):
                     self._waiting.append((name, (self._copy.path / name).open("rb")))
             self._wake.notify()
@@ -275,8 +298,15 @@ class Keeper:
             self._close()
             self._wake.notify()
         self._thread.join()
-        if self._mine():
-            insist(lambda: self._copy.push_all(lambda name: True, last="outcome.json"))
+        insist(self._finish)
+
+    def _finish(self) -> None:
+        if not self._mine():
+            return
+        copy, last = self._copy, "outcome.json"
+        copy.push([*(name for name in _files(copy.path) if name != last), last])
+        if (copy.path / last).is_file():  # only now is it of no use
+            copy.push_gone(lambda name: name == "checkpoint/last.safetensors")
 
     def _work(self) -> None:
         while True:

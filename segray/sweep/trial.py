@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -195,16 +196,12 @@ def _train_worker(config: Mapping[str, Any]) -> None:
         ray.train.report(_headline(metrics))  # a barrier: every worker has to call it
         return verdict() if verdict else None
 
-    local_rank = ray.train.get_context().get_local_rank()
-    with (
-        at_home(spec, tell, local_rank=local_rank) as tell_all,
-        _everything_to(spec.folder / "log.txt"),
-    ):
+    with at_home(spec, tell) as tell_all, _everything_to(spec.folder / "log.txt"):
         run_trial(spec, ray.train.torch.get_device(), tell_all, on_board(board))
 
 
 @contextlib.contextmanager
-def at_home(spec: TrialSpec, tell: Tell, *, local_rank: int = 0) -> Iterator[Tell]:
+def at_home(spec: TrialSpec, tell: Tell) -> Iterator[Tell]:
     """For each process of a trial: its folder on this machine, as the store has it.
 
     Yields the `tell` that also brings each epoch to the store; at the end all that there is goes
@@ -214,33 +211,59 @@ def at_home(spec: TrialSpec, tell: Tell, *, local_rank: int = 0) -> Iterator[Tel
     if spec.remote is None:
         yield tell
         return
-    name = spec.folder.relative_to(spec.run_folder).as_posix()
+    name = _name(spec)
     run = RemoteFolder(spec.remote)
     keeper = Keeper(run, name, spec.folder, spec.lease)
-    if local_rank == 0:
-        insist(keeper.fetch)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(at_work_in(spec.run_folder))
+        if distributed.local_rank() == 0:
+            # Not the folder's own files: they go. An earlier try's process may still be at work.
+            lock = spec.run_folder / f".{name.replace('/', '-')}.lock"
+            alone_with(stack.enter_context(lock.open("a+")))
+            insist(keeper.fetch)
+        distributed.wait_for_all()
+        if distributed.rank() != 0:
+            yield tell
+            return
+
+        def keep(metrics: Metrics) -> Stop | None:
+            keeper.epoch(is_best=metrics["best_epoch"] == metrics["epoch"])
+            return tell(metrics)
+
+        def end() -> None:
+            keeper.finish()
+            tracked = spec.run_folder / "wandb"
+            names = [
+                file.relative_to(tracked).as_posix()
+                for file in tracked.glob(f"*-{spec.run_id}/**/*")
+                if file.is_file()
+            ]
+            insist(lambda: Copy(tracked, run / "wandb").push(names))
+
+        keeper.start()
+        try:
+            yield keep
+        except BaseException:
+            with contextlib.suppress(RemoteError):  # the first error is the one to tell of
+                end()
+            raise
+        end()
+        if not (spec.run_folder / "sweep.yaml").is_file():  # nobody reads it on this machine
+            shutil.rmtree(spec.folder, ignore_errors=True)
+
+
+def _name(spec: TrialSpec) -> str:
+    """The trial's folder below the run's."""
+    return spec.folder.relative_to(spec.run_folder).as_posix()
+
+
+def _bring_predictions(spec: TrialSpec) -> None:
+    """Those that workers on other machines than the first one's have written."""
+    if spec.remote is not None and distributed.rank() != 0 and distributed.local_rank() == 0:
+        preds = Copy(spec.folder / "preds", RemoteFolder(spec.remote) / f"{_name(spec)}/preds")
+        names = [f.relative_to(preds.path).as_posix() for f in preds.path.rglob("*.png")]
+        insist(lambda: preds.push(names))
     distributed.wait_for_all()
-    if distributed.rank() != 0:
-        yield tell
-        return
-
-    def keep(metrics: Metrics) -> Stop | None:
-        keeper.epoch()
-        return tell(metrics)
-
-    def end() -> None:
-        keeper.finish()
-        tracked = Copy(spec.run_folder / "wandb", run / "wandb")
-        insist(lambda: tracked.push_all(lambda file: f"-{spec.run_id}/" in file))
-
-    keeper.start()
-    try:
-        yield keep
-    except BaseException:
-        with contextlib.suppress(RemoteError):  # the first error is the one to tell of
-            end()
-        raise
-    end()
 
 
 def _run(
@@ -325,7 +348,10 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None
 
     metrics.json, confusion.npz with a matrix an image, and preds/ with what was counted.
     """
-    model, state = _best_model(spec, device)
+    model = build_trial_model(spec.config).to(device)
+    # Worker 0's machine alone may hold the checkpoint.
+    state = _load_best(spec, model) if distributed.rank() == 0 else {}
+    distributed.share_weights(model)
     positions = dataset.splits.test
     colours = class_colours(spec.config.data)
 
@@ -341,6 +367,7 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None
         native=True,
         keep=keep,
     )
+    _bring_predictions(spec)
     metrics = {"test/loss": loss}
     metrics |= {f"test/{k}": v for k, v in scores(confusion.sum(0), dataset.classes).items()}
     if distributed.rank() == 0:
@@ -381,7 +408,8 @@ def _predictions(
     positions = dataset.splits.val[: spec.wandb["images"]]
     if not positions or outcome.best_epoch is None or spec.wandb["mode"] == "disabled":
         return []
-    model, _ = _best_model(spec, device)
+    model = build_trial_model(spec.config).to(device)
+    _load_best(spec, model)
     dtype = autocast_type(spec.config, device)
     preds = predict_masks(model, dataset, positions, device, dtype)
     return [
@@ -390,10 +418,9 @@ def _predictions(
     ]
 
 
-def _best_model(spec: TrialSpec, device: torch.device) -> tuple[torch.nn.Module, Metrics]:
-    model = build_trial_model(spec.config)
-    state = checkpoint.load(spec.folder / "checkpoint" / "best.safetensors", model)
-    return model.to(device), state
+def _load_best(spec: TrialSpec, model: torch.nn.Module) -> Metrics:
+    """Fill a model with the weights of the best epoch; what the checkpoint says of it."""
+    return checkpoint.load(spec.folder / "checkpoint" / "best.safetensors", model)
 
 
 def _reason(error: Exception) -> str:

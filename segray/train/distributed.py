@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -10,6 +12,11 @@ from torch import Tensor, nn
 def rank() -> int:
     """This worker's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def local_rank() -> int:
+    """This worker's number among those on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if dist.is_initialized() else 0
 
 
 def world_size() -> int:
@@ -44,6 +51,13 @@ def share_buffers(model: nn.Module) -> None:
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+def share_weights(model: nn.Module) -> None:
+    """Give every worker worker 0's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def all_workers(here: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:

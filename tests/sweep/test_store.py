@@ -134,7 +134,6 @@ def test_of_two_drivers_on_two_machines_one_has_the_run(begun, remote, tmp_path,
         with pytest.raises(RequestError, match="is still running"), here.hold(lambda: None):
             pass
         monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "other"))
-        monkeypatch.setattr(store.platform, "node", lambda: "other")
         there = RunFolder.resume(config)
         with pytest.raises(RequestError, match="at work on"), there.hold(lambda: None):
             pass
@@ -143,15 +142,15 @@ def test_of_two_drivers_on_two_machines_one_has_the_run(begun, remote, tmp_path,
 
 
 def test_a_driver_that_is_dead_is_waited_for_and_then_replaced(begun, remote, monkeypatch):
-    config, _ = begun
+    config, folder = begun
     monkeypatch.setattr(store, "GONE_S", 1.0)
-    sign = {"id": "of-the-dead", "host": "a-machine-that-is-gone", "beat": 7, "time": 0}
+    sign = {"id": "of-the-dead", "host": "gone", "copy": "another", "beat": 7, "time": 0}
     remote.write(LEASE, json.dumps(sign).encode())
     waited = []
     with RunFolder.resume(config).hold(lambda: waited.append(1)):
         assert waited
         assert json.loads(remote.read(LEASE))["id"] != "of-the-dead"
-    sign["host"] = store.platform.node()  # whose locks say that it is dead
+    sign["copy"] = (folder.path.parent / ".copy").read_text()  # whose locks say that it is dead
     remote.write(LEASE, json.dumps(sign).encode())
     with RunFolder.resume(config).hold(lambda: waited.append(2)):
         assert waited == [1]
@@ -160,7 +159,7 @@ def test_a_driver_that_is_dead_is_waited_for_and_then_replaced(begun, remote, mo
 def test_a_driver_that_was_replaced_writes_no_more(begun, remote):
     _, folder = begun
     with folder.hold(lambda: None):
-        sign = {"id": "another", "host": "elsewhere", "beat": 1, "time": time.time()}
+        sign = {"id": "another", "host": "elsewhere", "copy": "theirs", "beat": 1, "time": 0}
         remote.write(LEASE, json.dumps(sign).encode())
         (folder.path / "leaderboard.csv").write_text("late")
         with pytest.raises(WorkError, match="taken over by a sweep on elsewhere"):
@@ -169,12 +168,12 @@ def test_a_driver_that_was_replaced_writes_no_more(begun, remote):
     assert json.loads(remote.read(LEASE))["id"] == "another"
 
 
-def test_a_copy_brings_what_changed_and_that_it_is_gone(remote, tmp_path):
-    copy = Copy(tmp_path / "here", remote)
-    (tmp_path / "here/deep").mkdir(parents=True)
-    for name in ("a", "deep/b", "c.tmp"):
-        (tmp_path / "here" / name).write_text(name)
-    copy.push_all(lambda name: True)
+def test_a_copy_brings_what_changed(remote, tmp_path):
+    here, there = Copy(tmp_path / "here", remote), Copy(tmp_path / "there", remote)
+    (here.path / "deep").mkdir(parents=True)
+    for name in ("a", "deep/b"):
+        (here.path / name).write_text(name)
+    here.push(["a", "deep/b", "c"])
     assert names(remote) == ["a", "deep/b"]
     uploads, upload = [], remote.upload
 
@@ -183,60 +182,111 @@ def test_a_copy_brings_what_changed_and_that_it_is_gone(remote, tmp_path):
         upload(source, name)
 
     remote.upload = counted
-    (tmp_path / "here/a").write_text("longer")
-    copy.push_all(lambda name: True)
+    (here.path / "a").write_text("longer")
+    here.push(["deep/b", "a"])
     assert uploads == ["a"]
-    (tmp_path / "here/deep/b").unlink()
-    copy.push_all(lambda name: True)
+    there.fetch()
+    assert (there.path / "a").read_text() == "longer"
+    (here.path / "deep/b").unlink()
+    here.push(["a", "deep/b"])
+    assert names(remote) == ["a", "deep/b"]  # what is missing is not taken for deleted
+    here.push_gone(lambda name: True)
     assert names(remote) == ["a"]
-    other = Copy(tmp_path / "there", remote)
-    other.fetch()
-    assert (tmp_path / "there/a").read_text() == "longer"
+    there.fetch()
+    assert (there.path / "deep/b").is_file()
+    there.fetch(drop=True)
+    assert not (there.path / "deep/b").exists()
 
 
-def test_a_keeper_brings_the_epoch_that_it_was_told_of(remote, tmp_path):
-    """A checkpoint that is replaced while the one before is on its way stays that one."""
+LAST, BEST = "checkpoint/last.safetensors", "checkpoint/best.safetensors"
+
+
+@pytest.fixture
+def keeper(remote, tmp_path):
+    """Of a trial that has begun; `keeper.write(epoch, best)` leaves what an epoch leaves.
+
+    `keeper.sent` are the objects brought, in order, and none is before `keeper.go_on` is set.
+    """
     folder = tmp_path / "000"
     keeper = Keeper(remote, "trials/000", folder, "mine")
     keeper.fetch()
     (folder / "checkpoint").mkdir()
-    sent, go_on = [], threading.Event()
-    copy = keeper._copy
-    upload = copy.remote.upload
+    (folder / "config.yaml").write_text("what decides its numbers")
+    keeper.sent, keeper.go_on = [], threading.Event()
+    store_side = keeper._copy.remote
+    upload = store_side.upload
 
     def slowly(source, name):
-        go_on.wait(10)
-        sent.append(name)
+        keeper.go_on.wait(20)
+        keeper.sent.append(name)
         upload(source, name)
 
-    copy.remote.upload = slowly
-    keeper.start()
+    store_side.upload = slowly
 
-    def write(epoch):
+    def write(epoch, is_best):
         with (folder / "metrics.jsonl").open("a") as file:
             file.write(f"{epoch}\n")
-        new = folder / "checkpoint/.new"
-        new.write_text(f"weights of {epoch}")
-        new.replace(folder / "checkpoint/last.safetensors")
-        keeper.epoch()
+        for name in (LAST, BEST) if is_best else (LAST,):
+            new = folder / "checkpoint/.new"
+            new.write_text(f"weights of {epoch}")
+            new.replace(folder / name)
+        keeper.epoch(is_best=is_best)
 
-    write(1)
-    while keeper._waiting:
-        time.sleep(0.01)
-    write(2)
-    write(3)  # takes the place of 2, which has not begun
-    trial = remote / "trials/000"
-    go_on.set()
-    until = time.monotonic() + 20
-    while trial.read("checkpoint/last.safetensors") != b"weights of 3":
-        assert time.monotonic() < until
+    keeper.write, keeper.folder, keeper.trial = write, folder, remote / "trials/000"
+    keeper.start()
+    return keeper
+
+
+def until(reached):
+    end = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < end
         time.sleep(0.02)
-    assert sent == ["metrics.jsonl", "checkpoint/last.safetensors"] * 2
-    (folder / "checkpoint/last.safetensors").unlink()  # as at a trial's end
-    (folder / "outcome.json").write_text("{}")
+
+
+def test_a_keeper_brings_the_epoch_that_it_was_told_of(keeper):
+    """A checkpoint that is replaced while the one before is on its way stays that one."""
+    keeper.write(1, True)
+    until(lambda: not keeper._waiting)
+    keeper.write(2, True)
+    keeper.write(3, False)  # takes the place of 2, which has not begun
+    keeper.go_on.set()
+    until(lambda: keeper.trial.read(LAST) == b"weights of 3")
+    assert keeper.trial.read(BEST) == b"weights of 2"
+    # Of epoch 3 the best is an earlier one, which nothing but its own file could give again. The
+    # record had all three epochs when it was read for the first.
+    assert keeper.sent == ["config.yaml", "metrics.jsonl", LAST, BEST, BEST, LAST]
+
+
+def test_the_outcome_is_brought_last_and_then_the_last_checkpoint_goes(keeper):
+    keeper.go_on.set()
+    keeper.write(1, True)
+    until(lambda: keeper.trial.read(BEST))
+    (keeper.folder / LAST).unlink()  # as at a trial's end
+    (keeper.folder / "outcome.json").write_text("{}")
+    (keeper.folder / "preds").mkdir()
+    (keeper.folder / "preds/a.png").write_bytes(b"")
+    deleted, delete = [], keeper._copy.remote.delete
+
+    def noted(names):
+        deleted.append((list(names), list(keeper.sent)))
+        delete(names)
+
+    keeper._copy.remote.delete = noted
     keeper.finish()
-    assert sent[-1] == "outcome.json"
-    assert names(trial) == ["metrics.jsonl", "outcome.json"]
+    assert keeper.sent[-2:] == ["preds/a.png", "outcome.json"]
+    assert deleted == [([LAST], keeper.sent)]
+    kept = [BEST, "config.yaml", "metrics.jsonl", "outcome.json", "preds/a.png"]
+    assert names(keeper.trial) == kept
+
+
+def test_a_folder_that_was_wiped_takes_nothing_from_the_store(keeper):
+    keeper.go_on.set()
+    keeper.write(1, True)
+    until(lambda: keeper.trial.read(BEST))
+    shutil.rmtree(keeper.folder)
+    keeper.finish()
+    assert {LAST, BEST, "metrics.jsonl"} <= set(names(keeper.trial))
 
 
 def test_a_trial_whose_driver_was_replaced_brings_nothing(remote, tmp_path):
@@ -262,8 +312,8 @@ def test_a_store_that_does_not_answer_is_tried_again_and_then_told(remote, monke
     assert len(calls) == 3
 
 
-def test_a_lease_of_nobody_is_taken_at_once(remote):
+def test_a_lease_of_nobody_is_taken_at_once(remote, tmp_path):
     waited = []
-    with Lease(remote).held(lambda: waited.append(1), alone_here=True):
+    with Lease(remote, tmp_path / "tiny").held(lambda: waited.append(1)):
         assert not waited
         assert store.at_work(remote)
