@@ -10,12 +10,14 @@ import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import yaml
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 EPOCHS = 8
+SCENES_OF_TEST = 3
 SWEEP = {
     "model": {"name": "unet", "width": 4, "depth": 2},
     "train": {"epochs": EPOCHS, "batch_size": 4, "optimizer": {"lr": 1e-2}},
@@ -257,6 +259,58 @@ def test_a_node_without_the_data_is_named_before_a_trial_starts(cluster, hosts):
     assert re.search(rf"worker2|{hosts['worker2'].address}", run.said), run.said
     assert "Traceback" not in run.said
     assert not list(cluster.runs.glob("nodata/trials/*"))
+
+
+BUCKET = "lab-results"
+MAKE_BUCKET = f"import boto3; boto3.client('s3').create_bucket(Bucket='{BUCKET}')"
+
+
+@pytest.fixture
+def object_store(hosts):
+    """An S3 that all hosts reach, and its keys in the home of each; its variables for a command."""
+    keys = "[default]\naws_access_key_id = a\naws_secret_access_key = b\n"
+    for host in hosts.by_name.values():
+        folder = host.own / "home/.aws"
+        folder.mkdir()
+        (folder / "credentials").write_text(keys)
+    laptop = hosts["laptop"]
+    log = hosts.shared / "moto.log"
+    server = laptop.start_command("python -m moto.server -H 0.0.0.0 -p 5000", log)
+    where = f"AWS_ENDPOINT_URL=http://{laptop.address}:5000 AWS_DEFAULT_REGION=us-east-1"
+    make = f"{where} python -c {shlex.quote(MAKE_BUCKET)}"
+    wait_for(lambda: laptop.run(make).code == 0, 60, log.read_text)
+    yield where
+    server.kill()
+
+
+def test_results_of_hosts_that_share_no_folder_are_in_an_object_store(cluster, hosts, object_store):
+    """The final training's second worker has no file of the first one's."""
+    command = cluster.command(
+        "stored",
+        storage=f"s3://{BUCKET}/runs",
+        run_cap=1,
+        train=SWEEP["train"] | {"epochs": 2},
+        resources={"workers": 2, "cpus_per_worker": 1},
+        final={"seeds": [1], "workers": 2},
+    )
+    run = hosts["head"].run(f"{object_store} {command}", timeout=300)
+    assert run.code == 0, run.said
+    assert f"Everything is in s3://{BUCKET}/runs/stored" in run.said
+    for name in ("worker1", "worker2"):  # nothing of a training is left on its machine
+        assert not list(hosts[name].cache.rglob("*.safetensors")), name
+    segray = f"{object_store} SEGRAY_CACHE=~/copies python -m segray"
+    status = hosts["laptop"].run(f"{segray} status s3://{BUCKET}/runs/stored")
+    assert "1 of 1 trial ended, 1 of 1 final training" in status.said, status.said
+    page = f"{segray} compare s3://{BUCKET}/runs/stored --no-cost --out ~/page"
+    compared = hosts["laptop"].run(page, timeout=120)
+    assert compared.code == 0, compared.said
+    final = next((hosts["laptop"].own / "home/copies/read").glob("*/stored/final/seed_1"))
+    assert len(list(final.rglob("preds/**/*.png"))) == SCENES_OF_TEST
+    # What was counted is what was predicted, on whichever host.
+    with np.load(final / "confusion.npz") as table:
+        counted = table["confusion"].sum((1, 2)).tolist()
+    assert len(counted) == SCENES_OF_TEST
+    assert min(counted) > 0
 
 
 def test_trials_of_a_host_that_never_comes_back_go_on_elsewhere(cluster, hosts):
