@@ -59,8 +59,7 @@ CHOICE = "candidates/choice.json"
 DONE = ".done"  # empty: the sweep came to its end
 SECONDS = ".seconds"  # how long the search has been at work
 ORPHANS_S = 120.0  # a killed sweep's trials end with Ray, within seconds if the machine is free
-# In a run folder: what trials write, and what is of one machine.
-_NOT_THE_DRIVERS = ("trials", "candidates", "final", "wandb", ".ray", LOCK, DRIVER, LEASE)
+OF_TRIALS = ("trials", "candidates", "final", "wandb")  # folders that they write
 MAY_CHANGE = (
     "budget.",
     "failure.retries",
@@ -339,7 +338,7 @@ class RunFolder:
     def _push(self) -> None:
         assert self._copy is not None
         study = self.study.name  # last: what it says of trials is on record by then
-        tops = [entry for entry in self.path.iterdir() if entry.name not in _NOT_THE_DRIVERS]
+        tops = [entry for entry in self.path.iterdir() if _is_the_drivers(entry.name)]
         names = [
             file.relative_to(self.path).as_posix()
             for top in sorted(tops)
@@ -347,7 +346,7 @@ class RunFolder:
             if file.is_file() and not file.name.endswith(".tmp")
         ]
         self._copy.push([*(name for name in names if name != study), CHOICE, study])
-        self._copy.push_gone(lambda name: name.split("/")[0] not in _NOT_THE_DRIVERS)
+        self._copy.push_gone(_is_the_drivers)
 
     def save_training(self, folder: Path, *names: str) -> None:
         """Bring files to the store that the driver wrote into a trial's folder."""
@@ -768,6 +767,12 @@ def current(config: SweepConfig) -> Path:
             if _lock_alone(driver) and _lock_alone(lock):
                 RunFolder(path, "")._fetch()
     return path
+
+
+def _is_the_drivers(name: str) -> bool:
+    """Whether a file of a run folder is written by the driver, and is of no machine alone."""
+    top = name.split("/")[0]
+    return top not in (*OF_TRIALS, ".ray", DRIVER, LEASE) and not re.fullmatch(r"\..*lock", top)
 
 
 def _is_free(path: Path) -> bool:

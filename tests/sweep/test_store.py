@@ -32,10 +32,10 @@ def test_killed_and_taken_up_on_another_head_it_equals_the_undisturbed_sweep(
     """The driver is killed twice; each next one begins with an empty disk, as on a new head."""
     changes = {
         "method": "random",
-        "run_cap": 3,
+        "run_cap": 2,
         "keep_trials": 1,
         "train": {"epochs": 4, "batch_size": 4, "optimizer": {"lr": 1e-2}},
-        "final": {"seeds": [7], "workers": 2},
+        "final": {"seeds": [7]},
         "tracking": {"wandb": {"mode": "offline", "images": 1}},
     }
     whole = run_sweep(load_sweep(sweep_file(**changes))).folder
@@ -49,7 +49,7 @@ def test_killed_and_taken_up_on_another_head_it_equals_the_undisturbed_sweep(
         )
 
     monkeypatch.setattr(store, "GONE_S", 0.0)
-    for head, count in ((1, 2), (2, 10)):
+    for head, count in ((1, 2), (2, 9)):
         monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / f"head{head}"))
         option = [] if head == 1 else ["--resume"]
         kill_when(start(file, *option), lambda at=count: epochs() >= at)
@@ -78,9 +78,9 @@ def test_killed_and_taken_up_on_another_head_it_equals_the_undisturbed_sweep(
     }
     there = {name for name in names(remote) if not name.startswith("wandb/")}
     assert {n for n in there if "report" not in n and n != "compare.json"} == here
-    # A run of W&B's for each training, whole: four, and what was cut off by kills.
+    # A run of W&B's for each training.
     runs = {name.split("/")[1] for name in names(remote) if name.endswith(".wandb")}
-    assert len({run.rpartition("-")[2] for run in runs}) == 4
+    assert len({run.rpartition("-")[2] for run in runs}) == 3
     assert (seen / "report.html").is_file()
 
 
