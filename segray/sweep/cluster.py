@@ -49,7 +49,10 @@ TMPDIR_LIMIT = 35  # characters: a socket's whole path has 107, and Ray's part o
 WATCH_S = 0.5  # between looks at whether Ray still lives
 PATIENCE_S = 10.0  # for this program to end by itself once it does not
 # No secret among them.
-_PASSED_ON = ("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE", "AWS_ENDPOINT_URL")
+_PASSED_ON = (
+    *("SEGRAY_CACHE", "WANDB_BASE_URL", "HF_HOME", "HF_HUB_OFFLINE"),
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+)
 
 
 @contextlib.contextmanager
