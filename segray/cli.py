@@ -317,8 +317,8 @@ def submit(
     """Run a sweep on a cluster: bring it up, start the sweep there, follow it, fetch its results.
 
     The sweep runs on the cluster's head and goes on when you stop following, close the laptop or
-    lose the network; the same command follows it again, or takes it up where it was cut off. Ends
-    with the sweep's own exit code.
+    lose the network; the same command follows it again, takes it up where it was cut off, or
+    fetches its results where it has ended well. Ends with the sweep's own exit code.
 
     Examples:
 

@@ -17,13 +17,18 @@ from segray.config import WorkError
 
 LAST_LINES = 12  # of Ray's output, in the message about a failure
 _STEP = re.compile(r"\[([\d-]+)/(\d+)\] (.+)")  # as in "[1/7] Waiting for SSH to become available"
+_NO_HEAD = r"Head node of cluster \(.*\) not found"
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # The two are put together on the head, so that a command that is shown is not taken for its output.
 _BEGIN, _END = "segray:begins", "segray:ends:"
 
 
 class NoAnswer(WorkError):
-    """The head is not there, or cannot be reached."""
+    """The head cannot be reached, or does not say what is asked of it."""
+
+
+class NoHead(NoAnswer):
+    """There is no such head."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +73,18 @@ class Head:
     def run(self, command: str, each: Callable[[str], None] | None = None) -> tuple[int, list[str]]:
         """Run a shell command on the head; its exit code, and the lines that it printed.
 
-        `each`, if given, gets every line as it comes instead. Raises NoAnswer where the head is not
-        there, or goes away before the command has ended.
+        `each`, if given, gets every line as it comes instead. Raises NoHead where there is none,
+        NoAnswer where it cannot be reached, or goes away before the command has ended.
         """
+        logged = self.log.stat().st_size if self.log.is_file() else 0
         lines: list[str] = []
-        begun, code = False, None
+        begun, answered, code = False, False, None
         tell = each or lines.append
         output = self._output(["exec", str(self.file), _marked(command)], logged=each is None)
         with contextlib.suppress(_Failed), contextlib.closing(output):
             for line in output:
                 if line.endswith(_BEGIN):
-                    begun = True
+                    begun = answered = True
                 elif begun and (found := re.search(rf"(.*){_END}(\d+)$", line)):
                     begun, code = False, int(found[2])
                     if found[1]:  # what ended without a line's end
@@ -86,10 +92,17 @@ class Head:
                 elif begun:
                     tell(line)
         if code is None:
+            if not answered and self._has_said(_NO_HEAD, logged):
+                raise NoHead(f"the cluster of {self.file} has no head")
             raise NoAnswer(
                 f"the head of {self.file} does not answer; Ray's output is in {self.log}"
             )
         return code, lines
+
+    def _has_said(self, text: str, since: int) -> bool:
+        with open(self.log, "rb") as log:
+            log.seek(since)
+            return re.search(text.encode(), log.read()) is not None
 
     def _check(
         self, what: str, arguments: Sequence[str], each: Callable[[str], None] | None = None
@@ -146,6 +159,7 @@ class Head:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGTERM)
                     process.wait()
+                process.stdout.close()
 
 
 class _Failed(Exception):

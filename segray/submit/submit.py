@@ -6,10 +6,14 @@ The sweep is a job of Ray's on the head, and so needs nothing of the machine tha
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shlex
+import shutil
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,11 +36,14 @@ from segray.submit.cluster_file import (
     write_private,
 )
 from segray.submit.credentials import write_netrc, write_token
-from segray.submit.head import Head, NoAnswer
+from segray.submit.head import Head, NoAnswer, NoHead
 from segray.tracking.client import base_url
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")  # Ray's words for a job that is over
 _BEGIN, _END = "segray: the sweep's output begins", "segray: the sweep ended with "
+WORKERS_S, WORKERS_POLL_S = 180.0, 3.0  # own machines' Rays are waited for, and asked for
+# Where S3 is, for a job; no secret among them.
+_HANDED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _RAYS = "Running entrypoint for job"  # what Ray says around the output, and at times within it
 
 
@@ -48,10 +55,22 @@ class Job:
     runs: tuple[str, ...]  # their folders
     status: str
     exit_code: int | None
+    settings: str = ""  # a digest of the configs that it was started with
 
     @property
     def at_work(self) -> bool:
         return self.status not in ENDED
+
+    @property
+    def code(self) -> int:
+        """The exit code of one that is over, where Ray may know none."""
+        if self.exit_code is None:
+            return 0 if self.status == "SUCCEEDED" else 1
+        return self.exit_code
+
+    def gave_the_results_of(self, settings: str) -> bool:
+        """Whether it has ended well, and nothing was changed since in what was asked for."""
+        return self.status == "SUCCEEDED" and self.code == 0 and self.settings == settings
 
 
 def submit(
@@ -69,13 +88,15 @@ def submit(
     """Run sweep files on a cluster, one after the other; the sweep's exit code.
 
     What can be checked here is checked before anything starts. Where the sweep is at work already,
-    it is only followed; one that was cut off goes on from its records. With `follow`, what it says
-    is said here, its results are fetched at its end, and with `down` the machines are ended then.
-    `network` is what may reach the head, by default the caller's address; `again` is the command
-    that follows it once more, as messages name it.
+    it is only followed; where it has ended well, its results are only fetched; one that was cut off
+    goes on from its records. With `follow`, what it says is said here, its results are fetched at
+    its end, and with `down` the machines are ended then. `network` is what may reach the head, by
+    default the caller's address; `again` is the command that follows it once more, as messages name
+    it.
 
     Raises RequestError for what is wrong with a file or a place, WorkError where the cluster does
-    not come up or is lost from sight, Interrupted for Ctrl-C, after which the sweep goes on.
+    not come up, does not answer or is lost from sight, Interrupted for Ctrl-C, after which the
+    sweep goes on.
     """
     if down and not follow:
         raise RequestError(
@@ -85,10 +106,24 @@ def submit(
     cluster = read_cluster(cluster_file)
     configs = [_for_cluster(file, overrides) for file in sweeps]
     runs = tuple(_run(config) for config in configs)
-    head = _head(cluster, say)
-    there = _jobs(head) if head.file.is_file() else []
+    head = _head(cluster, cluster_file, say)
+    here = shlex.quote(str(head.file))
+    try:
+        there = _seen_before(cluster, head)
+    except NoAnswer as error:
+        raise WorkError(
+            f"{error}\nSo it is not known whether a sweep is at work there, and nothing was "
+            f"changed. Once it answers, go on with: {again}\nIf it never will, this ends its "
+            f"machines, and with them every sweep there: ray down {here}"
+        ) from None
     job = next((one for one in reversed(there) if one.runs == runs), None)
-    if job is None or not job.at_work:
+    over = job is not None and job.gave_the_results_of(_settings(configs))
+    if job is not None and over:
+        say(
+            f"The sweep has ended well already, as job {job.id}, so its results are only fetched. "
+            f"To run it again, give it another name, as in name={configs[0].name}-2"
+        )
+    elif job is None or not job.at_work:
         if not confirm(_question(cluster)):
             raise RequestError("nothing was started")
         _fill_in(cluster, head, network)
@@ -105,17 +140,24 @@ def submit(
         )
     else:
         say(f"The sweep is at work on the cluster already, as job {job.id}.")
-    here = shlex.quote(str(head.file))
     say(f"The cluster's file, for `ray attach`, `ray exec` and `ray down`: {here}")
-    if not follow:
+    if not follow and not over:
         say(f"To follow it: {again}")
         return 0
-    code = _follow(head, job, again)
+    code = 0 if over else _follow(head, job, again)
     fetched = _fetch(head, configs)
-    beside = [one.id for one in _jobs(head) if one.at_work] if down else []
     if not down:
         say(f"The cluster is still up; to end it: ray down {here}")
-    elif beside:
+        return code
+    try:
+        beside = [one.id for one in _jobs(head) if one.at_work]
+    except NoAnswer as error:
+        say(
+            f"{error}\nSo it is not known whether another sweep is at work there, and the cluster "
+            f"stays; to end it: ray down {here}"
+        )
+        return code
+    if beside:
         say(f"The cluster stays, as another sweep is at work there: {', '.join(beside)}")
     elif not fetched:
         say(f"The cluster stays, as the results may be there alone; to end it: ray down {here}")
@@ -131,7 +173,7 @@ def show_status(cluster_file: Path, runs: Sequence[str], say: Callable[[str], No
     Raises RequestError where no `segray submit` from here has used this cluster, NoAnswer where the
     head is not there.
     """
-    head = _head(read_cluster(cluster_file), say)
+    head = _head(read_cluster(cluster_file), cluster_file, say)
     if not head.file.is_file():
         raise RequestError(
             f"no `segray submit {cluster_file}` was run here: expected what it leaves, {head.file}"
@@ -145,10 +187,25 @@ _TOKEN_MODE = (
 )
 
 
-def _head(cluster: Cluster, say: Callable[[str], None]) -> Head:
-    """Where a cluster's filled-in file, token and log are kept: no cache, which may be deleted."""
-    folder = user_state_path("segray") / "clusters" / str(cluster["cluster_name"])
-    return Head(folder / "cluster.yaml", folder / "ray.log", say)
+def _head(cluster: Cluster, file: Path, say: Callable[[str], None]) -> Head:
+    """Where a cluster's filled-in file, token and log are kept: no cache, which may be deleted.
+
+    Raises RequestError where another cluster's are kept there, whose machines only they can end.
+    """
+    name = cluster["cluster_name"]
+    folder = user_state_path("segray") / "clusters" / str(name)
+    kept = folder / "cluster.yaml"
+    if kept.is_file():
+        provider, known = cluster["provider"], read_cluster(kept)["provider"]
+        for key in ("type", "region"):
+            if provider.get(key) != known.get(key):
+                raise RequestError(
+                    f"{file}: cluster_name: {name} is the name of another cluster, whose "
+                    f"provider.{key} is {known.get(key)}, not {provider.get(key)}: give this one "
+                    f"another cluster_name. Or, where the other is no longer wanted: "
+                    f"ray down {shlex.quote(str(kept))} && rm {shlex.quote(str(kept))}"
+                )
+    return Head(kept, folder / "ray.log", say)
 
 
 def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
@@ -161,11 +218,13 @@ def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
     written = {
         "storage": raw.get("storage", SweepConfig.model_fields["storage"].default),
         "data.root": raw.get("data", {}).get("root"),
+        "model.pretrained": raw.get("model", {}).get("pretrained"),
     }
     for override in overrides:  # which `read_sweep` has found to be right
         key, _, value = override.partition("=")
-        if key == "data":
-            key, value = "data.root", yaml.safe_load(value).get("root")
+        if key in ("data", "model"):
+            leaf = "root" if key == "data" else "pretrained"
+            key, value = f"{key}.{leaf}", yaml.safe_load(value).get(leaf)
         if key in written:
             written[key] = value
     fix = {
@@ -173,9 +232,13 @@ def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
         "storage=/mnt/shared/runs",
         "data.root": "data.root=s3://BUCKET/data, or a folder that every node has, as in "
         "data.root=/mnt/shared/data",
+        "model.pretrained": "model.pretrained=OWNER/NAME of the model hub, or a folder that every "
+        "node has, as in model.pretrained=/mnt/shared/weights",
     }
     for key, value in written.items():
-        if isinstance(value, str) and not _is_shared(value):
+        if not isinstance(value, str) or _is_shared(value):
+            continue
+        if key != "model.pretrained" or _is_folder(value):  # or else it is a name of the hub
             raise RequestError(
                 f"{file}: {key}: on a cluster it must be one place for all nodes, and {value} "
                 f"is a place on this machine alone: give {fix[key]}"
@@ -188,22 +251,77 @@ def _is_shared(written: str) -> bool:
     return is_remote(place) or Path(place).is_absolute()
 
 
+def _is_folder(written: str) -> bool:
+    return Path(os.path.expandvars(written)).expanduser().is_dir()
+
+
 def _run(config: SweepConfig) -> str:
     return f"{config.storage.rstrip('/')}/{config.name}"
 
 
+def _settings(configs: Sequence[SweepConfig]) -> str:
+    """A digest of all that the sweeps are asked for."""
+    written = "".join(dump(config.model_dump(mode="json")) for config in configs)
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+_ASK = f"{_TOKEN_MODE} python -m segray.submit.jobs"
+# The process that a head's Ray is made around, of this user; one that is only still listed (a
+# zombie) has no file that it runs. Asked of /proc, as segray may not be installed there yet.
+_RAY_RUNS = (
+    "for p in /proc/[0-9]*; do [ -O $p ] && case $(readlink $p/exe) in */gcs_server*) exit 0;; "
+    "esac; done; exit 1"
+)
+
+
 def _jobs(head: Head) -> list[Job]:
-    """What was started on the head, oldest first; nothing where it, or Ray on it, is not there."""
+    """What was started on the head, oldest first; nothing where it, or Ray on it, is not there.
+
+    Raises NoAnswer where that cannot be known just now.
+    """
     try:
-        code, lines = head.run(f"{_TOKEN_MODE} python -m segray.submit.jobs")
-    except NoAnswer:
+        code, lines = head.run(_ASK)
+        if code and not _ray_runs(head):
+            return []
+    except NoHead:
         return []
     if code:
-        return []
+        raise NoAnswer(
+            f"Ray runs on the head of {head.file}, but does not say which sweeps are at work; what "
+            f"it said is in {head.log}"
+        )
     return [
-        Job(job["id"], tuple(job["runs"]), job["status"], job["exit_code"])
+        # A head that was set up by an earlier segray does not tell the settings.
+        Job(job["id"], tuple(job["runs"]), job["status"], job["exit_code"], job.get("settings", ""))
         for job in json.loads(lines[-1])
     ]
+
+
+def _ray_runs(head: Head) -> bool:
+    return head.run(_RAY_RUNS)[0] == 0
+
+
+def _seen_before(cluster: Cluster, head: Head) -> list[Job]:
+    """`_jobs` of a cluster that was used from here; nothing of any other."""
+    if not head.file.is_file():
+        return []
+    noted, kept = _notes(cluster, head)
+    if kept.is_file() and not noted.exists():
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept, noted)
+    return _jobs(head)
+
+
+def _notes(cluster: Cluster, head: Head) -> tuple[Path, Path]:
+    """Where Ray notes that own machines are in use, and our copy.
+
+    Ray's is lost with /tmp as this machine starts again. Ray then takes the head for a new one, and
+    ends what runs on it as it brings it up.
+    """
+    name = f"cluster-{cluster['cluster_name']}.state"
+    places = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)
+    there = next((os.environ[place] for place in places if place in os.environ), "/tmp")
+    return Path(there) / "ray" / name, head.file.parent / name
 
 
 def _question(cluster: Cluster) -> str:
@@ -237,12 +355,23 @@ def _bring_up(cluster: Cluster, head: Head) -> None:
     head.say(f"Bringing up the cluster {cluster['cluster_name']}; Ray's output is in {head.log}")
     head.up(restart=False)
     if not _answers(head):  # a machine that was there, and on which Ray has ended
+        if _ray_runs(head):
+            again = shlex.join(["ray", "up", str(head.file)])
+            raise WorkError(
+                "Ray runs on the head, but its dashboard, which starts sweeps, does not answer: "
+                f"see {head.log}. To start Ray anew, which ends every sweep there: {again}"
+            )
         head.up(restart=True)
         if not _answers(head):
             raise WorkError(
                 "Ray was started on the head, but its dashboard, which starts sweeps, does not "
                 f"answer there: see {head.log}, and /tmp/ray/session_latest/logs on the head"
             )
+    if cluster["provider"]["type"] == "local":
+        noted, kept = _notes(cluster, head)
+        if noted.is_file():
+            shutil.copyfile(noted, kept)
+        _wait_for_workers(cluster, head)
     if cluster["provider"]["type"] != "aws":
         return
     try:
@@ -257,9 +386,38 @@ def _bring_up(cluster: Cluster, head: Head) -> None:
 
 def _answers(head: Head) -> bool:
     """Whether Ray on the head takes jobs; it is given half a minute for it."""
-    ask = f"{_TOKEN_MODE} python -m segray.submit.jobs > /dev/null"
-    code, _ = head.run(f"for i in $(seq 10); do {ask} && exit 0; sleep 3; done; exit 1")
+    code, _ = head.run(
+        f"for i in $(seq 10); do {_ASK} > /dev/null && exit 0; sleep 3; done; exit 1"
+    )
     return code == 0
+
+
+def _wait_for_workers(cluster: Cluster, head: Head) -> None:
+    """Wait for Ray on one's own machines, which the head starts once it is up; not for ever."""
+    machines = len(cluster["provider"].get("worker_ips") or [])
+    wanted = min(machines, *(cluster.get(key, machines) for key in ("min_workers", "max_workers")))
+    until, shown = time.monotonic() + WORKERS_S, None
+    while (there := _workers(head)) < wanted:
+        if time.monotonic() > until:
+            head.say(
+                f"Warning: {wanted - there} of {wanted} workers are missing after "
+                f"{WORKERS_S / 60:.0f} minutes, and the sweep starts without them; one that comes "
+                "later gets trials, too. What the head says of them: ray exec "
+                f"{shlex.quote(str(head.file))} 'tail -n 50 /tmp/ray/session_latest/logs/monitor*'"
+            )
+            return
+        if there != shown:
+            shown = there
+            head.say(f"Waiting for the workers: {there} of {wanted} are there")
+        time.sleep(WORKERS_POLL_S)
+    if shown is not None:
+        head.say(f"All workers are there: {there}")
+
+
+def _workers(head: Head) -> int:
+    """How many nodes beside the head Ray takes for alive."""
+    code, lines = head.run(f"{_ASK} workers")
+    return 0 if code else len(json.loads(lines[-1]))
 
 
 def _start(head: Head, configs: Sequence[SweepConfig]) -> Job:
@@ -273,14 +431,17 @@ def _start(head: Head, configs: Sequence[SweepConfig]) -> Job:
         head.push(head.file.parent / "sweeps" / f"{config.name}.yaml", there)
     now = datetime.now(UTC)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(config.name for config in configs))
-    runs = tuple(_run(config) for config in configs)
-    job = Job(f"{name}-{now:%Y%m%d-%H%M%S}", runs, "PENDING", None)
+    runs, settings = tuple(_run(config) for config in configs), _settings(configs)
+    job = Job(f"{name}-{now:%Y%m%d-%H%M%S}", runs, "PENDING", None, settings)
     # --resume begins a sweep that is not there, so what was cut off before goes on.
-    sweep = f"WANDB_BASE_URL={shlex.quote(base_url())} python -m segray.sweep {' '.join(files)}"
+    given = {name: os.environ[name] for name in _HANDED_ON if os.environ.get(name)}
+    variables = {"WANDB_BASE_URL": base_url()} | given
+    environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    sweep = f"{environment} python -m segray.sweep {' '.join(files)}"
     script = f'echo "{_BEGIN}"; {sweep} --resume; code=$?; echo "{_END}$code"; exit $code'
     code, lines = head.run(
         f"{_TOKEN_MODE} ray job submit --address {jobs.DASHBOARD} --no-wait "
-        f"--submission-id {job.id} --metadata-json {shlex.quote(jobs.metadata(runs))} "
+        f"--submission-id {job.id} --metadata-json {shlex.quote(jobs.metadata(runs, settings))} "
         f"-- bash -c {shlex.quote(script)}"
     )
     if code:
@@ -309,7 +470,9 @@ def _follow(head: Head, job: Job, again: str) -> int:
             head.run(follow, each)
         if code is not None:
             return code
-        last = next((one for one in _jobs(head) if one.id == job.id), None)
+        last = None
+        with contextlib.suppress(NoAnswer):
+            last = next((one for one in _jobs(head) if one.id == job.id), None)
     except KeyboardInterrupt:
         raise Interrupted(
             f"no longer following; the sweep goes on. To follow it again: {again}\nTo stop it: "
@@ -321,7 +484,7 @@ def _follow(head: Head, job: Job, again: str) -> int:
             f"again, or to go on where it was cut off: {again}"
         )
     head.say(f"Ray says of the sweep: {last.status.lower()}")
-    return last.exit_code or 1
+    return last.code
 
 
 def _fetch(head: Head, configs: Sequence[SweepConfig]) -> bool:
