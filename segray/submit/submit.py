@@ -278,7 +278,7 @@ def _end(cluster: Cluster, head: Head) -> None:
 def _ending(cluster: Cluster, here: str) -> str:
     """What a person does to end the cluster of the filled-in file `here`."""
     workers = ", ".join(own_workers(cluster))
-    also = f", and then `ray stop` on {workers}, where Ray would go on" if workers else ""
+    also = f", and then `ray stop` on {workers}, which it does not look after" if workers else ""
     return f"ray down {here}{also}"
 
 
