@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from segray.config import RequestError
 
 TOKEN, NETRC, GROUP = "TOKEN_FILE", "NETRC_FILE", "SECURITY_GROUP"  # what `fill` is asked for
+LEFT = "segray:left:"
 
 Cluster = dict[str, Any]
 
@@ -133,3 +135,28 @@ def _on_own_head(command: str, *, trains: bool) -> str:
         command = re.sub(r" --num-[cg]pus=0\b", "", command)
     choice = "RAY_enable_autoscaler_v2=0"
     return command if choice in command else f"export {choice}; {command}"
+
+
+def own_workers(cluster: Cluster) -> list[str]:
+    """The addresses of the workers on which `ray down` leaves Ray running: it ends a cloud's
+    machines and stops containers, but of one's own machines it looks after the head alone.
+    """
+    provider = cluster["provider"]
+    if provider["type"] != "local" or cluster.get("docker"):
+        return []
+    return list(provider.get("worker_ips") or [])
+
+
+def stop_workers(cluster: Cluster) -> str:
+    """The shell command that ends Ray on the head and on own_workers; of those on which it could
+    not, it prints the address after LEFT.
+
+    It is for the head, which reaches every worker by the key that `ray up` leaves there. The head's
+    Ray ends first: its autoscaler would start the workers' anew.
+    """
+    user = shlex.quote(cluster["auth"]["ssh_user"])
+    options = "-n -i ~/ray_bootstrap_key.pem -o BatchMode=yes -o StrictHostKeyChecking=no"
+    options += " -o UserKnownHostsFile=/dev/null -o ConnectTimeout=10 -o ServerAliveInterval=5"
+    stop = shlex.quote("bash -lic '. ~/.bashrc; ray stop'")  # as Ray itself runs its commands
+    each = f"ssh {options} {user}@$ip {stop} || echo {LEFT}$ip"
+    return f"ray stop; for ip in {shlex.join(own_workers(cluster))}; do ({each}) & done; wait"

@@ -27,11 +27,14 @@ from segray.config.load import read_unchecked
 from segray.data.remote import is_remote
 from segray.submit import aws, jobs
 from segray.submit.cluster_file import (
+    LEFT,
     NETRC,
     TOKEN,
     Cluster,
     fill,
+    own_workers,
     read_cluster,
+    stop_workers,
     write_cluster,
     write_private,
 )
@@ -147,23 +150,23 @@ def submit(
     code = 0 if over else _follow(head, job, again)
     fetched = _fetch(head, configs)
     if not down:
-        say(f"The cluster is still up; to end it: ray down {here}")
+        say(f"The cluster is still up; to end it: {_ending(cluster, here)}")
         return code
     try:
         beside = [one.id for one in _jobs(head) if one.at_work]
     except NoAnswer as error:
         say(
             f"{error}\nSo it is not known whether another sweep is at work there, and the cluster "
-            f"stays; to end it: ray down {here}"
+            f"stays; to end it: {_ending(cluster, here)}"
         )
         return code
     if beside:
         say(f"The cluster stays, as another sweep is at work there: {', '.join(beside)}")
     elif not fetched:
-        say(f"The cluster stays, as the results may be there alone; to end it: ray down {here}")
+        end = _ending(cluster, here)
+        say(f"The cluster stays, as the results may be there alone; to end it: {end}")
     else:
-        say("Ending the cluster's machines.")
-        head.down()
+        _end(cluster, head)
     return code
 
 
@@ -418,6 +421,23 @@ def _workers(head: Head) -> int:
     """How many nodes beside the head Ray takes for alive."""
     code, lines = head.run(f"{_ASK} workers")
     return 0 if code else len(json.loads(lines[-1]))
+
+
+def _end(cluster: Cluster, head: Head) -> None:
+    """End the machines, or Ray on those that are one's own; says on which it may still run."""
+    head.say("Ending the cluster's machines.")
+    if own_workers(cluster):
+        _, lines = head.run(stop_workers(cluster))
+        for address in re.findall(rf"{LEFT}(\S+)", "\n".join(lines)):
+            head.say(f"Ray may still run on {address} (see {head.log}): `ray stop` there ends it")
+    head.down()
+
+
+def _ending(cluster: Cluster, here: str) -> str:
+    """What a person does to end the cluster of the filled-in file `here`."""
+    workers = ", ".join(own_workers(cluster))
+    also = f", and then `ray stop` on {workers}, which it does not look after" if workers else ""
+    return f"ray down {here}{also}"
 
 
 def _start(head: Head, configs: Sequence[SweepConfig]) -> Job:

@@ -82,8 +82,9 @@ def _trains(node: Mapping[str, Any], gpus: bool) -> bool:
 def lost_among(node_ids: Collection[str]) -> dict[str, str]:
     """Which of these nodes are gone: id -> name.
 
-    Ray notices it only after some failed health checks, half a minute later, and says of a trial
-    that had a worker there that a connection broke: so the node itself is asked.
+    Ray notices it only after some failed health checks, up to a minute later, and says of a trial
+    that had a worker there that a connection broke: so the node itself is asked. Where Ray was
+    started there anew, it is another node, on another port (see cluster.yaml), and does not answer.
     """
     return {
         node["NodeID"]: node["NodeManagerHostname"]

@@ -14,6 +14,7 @@ from segray.submit.cluster_file import (
     TOKEN,
     fill,
     for_own_machines,
+    own_workers,
     read_cluster,
     write_cluster,
 )
@@ -146,6 +147,12 @@ def test_docker_goes_and_autoscaler_v1_comes_for_own_machines(cluster):
         "ray stop",
         "export RAY_enable_autoscaler_v2=0; ray start --head",
     ]
+
+
+def test_ray_down_leaves_ray_on_own_workers_alone(cluster, own):
+    assert own_workers(own) == ["10.0.0.2"]
+    assert own_workers(cluster) == []  # a cloud's
+    assert own_workers(own | {"docker": {"container_name": "x"}}) == []
 
 
 def test_local_paths_are_relative_to_the_files_own_folder(tmp_path, monkeypatch):

@@ -36,9 +36,12 @@ def own_state(tmp_path, monkeypatch):
 def lab(tmp_path):
     file = tmp_path / "lab.yaml"
     provider = {"type": "local", "head_ip": "10.0.0.1", "worker_ips": ["10.0.0.2"]}
+    auth = {"ssh_user": "me", "ssh_private_key": "~/.ssh/id_ed25519"}
     mounts = {"~/.ray/auth_token": "TOKEN_FILE", "~/.segray/netrc": "NETRC_FILE"}
     file.write_text(
-        yaml.safe_dump({"cluster_name": "lab", "provider": provider, "file_mounts": mounts})
+        yaml.safe_dump(
+            {"cluster_name": "lab", "provider": provider, "auth": auth, "file_mounts": mounts}
+        )
     )
     return file
 
@@ -216,8 +219,10 @@ def test_a_sweep_is_started_followed_and_fetched(go, tmp_path, monkeypatch):
         "RAY_AUTH_MODE=token",
         "test",
         "fetch",
+        "ray",
         "down",
     ]
+    assert "for ip in 10.0.0.2; do (ssh " in head.asked[-2]  # `ray down` would leave it
     assert head.pushed["storage"] == "/mnt/runs"  # expanded here
     assert "--resume" in head.asked[3]
     state = tmp_path / "state" / "segray" / "clusters" / "lab"
