@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.search_space import IntersectionSearchSpace
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
@@ -99,6 +100,7 @@ class Search:
         # What the first trials take as it stands.
         self.fixed = list(grid(config)) if config.method == "grid" else list(config.start_points)
         self.total = trial_count(config)
+        self._seen = IntersectionSearchSpace(include_pruned=True)  # as TPE has it
         self.asked: dict[str, optuna.Trial] = {}
         self.unfinished: list[TrialSpec] = []
         for frozen in self.study.get_trials(deepcopy=False):
@@ -188,7 +190,7 @@ class Search:
         """Values that `require` allows; those that it does not stand in the study as failed."""
         fixed = self.fixed[number] if number < len(self.fixed) else {}
         for attempt in range(DRAWS):
-            self.study.sampler = space.sampler(self.config, number, fixed, attempt)
+            self.study.sampler = space.sampler(self.config, number, fixed, attempt, self._seen)
             trial = self.study.ask()
             assignment = space.suggest(trial, self.config.parameters)
             if satisfied(self.config, assignment):

@@ -12,6 +12,7 @@ from typing import Any
 import cmaes
 import numpy as np
 import optuna
+from optuna.search_space import IntersectionSearchSpace
 
 from segray.config import (
     Assignment,
@@ -40,18 +41,25 @@ def suggest(trial: optuna.Trial, parameters: Mapping[str, Parameter]) -> Assignm
 
 
 def sampler(
-    config: SweepConfig, number: int, fixed: Assignment, attempt: int = 0
+    config: SweepConfig,
+    number: int,
+    fixed: Assignment,
+    attempt: int = 0,
+    seen: IntersectionSearchSpace | None = None,
 ) -> optuna.samplers.BaseSampler:
     """The sampler of `method` for trial `number`, which takes the values of `fixed` as they are.
 
     Every trial, and every new attempt at one that `require` refused, has a sampler and a random
     stream of its own, so that a sweep that is taken up again draws what it would have drawn. What
     a method has learned is in the study: CMA-ES keeps its distribution there, TPE and the Gaussian
-    process begin afresh each time.
+    process begin afresh each time. `seen` spares TPE a look at all earlier trials for the keys that
+    they have in common: a caller that draws many trials passes the same one each time.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         base = _sampler(config, number, attempt)
+        if seen is not None and isinstance(base, optuna.samplers.TPESampler):
+            base._search_space = seen
         if not fixed:
             return base
         return optuna.samplers.PartialFixedSampler(_stored(fixed, config.parameters), base)
