@@ -78,7 +78,7 @@ def run(file: Path) -> Path:
         outcome = run_trial(spec, CPU, lambda metrics: None)
         finals.append(TrialResult(name, path, winner.assignment, outcome))
     best = ranked(finals or [winner], "maximize")[0]
-    _export(config, folder, open_dataset(config.data), best)
+    _export(config, folder, best)
     folder.mark_done()
     return folder.path
 
