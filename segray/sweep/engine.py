@@ -221,13 +221,17 @@ class _Desk:
         self._notes = self._board.notes.remote()
 
     def _tell_of_waiting(self) -> None:
-        """Show how many trials wait for a place, for what, and what is done about it."""
-        waiting = self._screen.waiting(PATIENCE_S)
-        doing = autoscaler.progress() if waiting else ""
-        told = ""
-        if waiting:
-            told = f"{count(waiting, 'trial')} waiting for {self._stage}"
-            told += f": {doing}" if doing else ": all places are taken, or their node is gone"
+        """Show how many trials wait for a place, for what, and what is done about it.
+
+        A trial of several workers has its own place at once, and waits for theirs while it starts.
+        """
+        waiting, starting = self._screen.waiting(PATIENCE_S)
+        late = waiting + (starting if self._stage.workers > 1 else 0)
+        told, doing = "", autoscaler.progress() if late else ""
+        if late and doing:
+            told = f"{count(late, 'trial')} waiting for {self._stage}: {doing}"
+        elif waiting:
+            told = f"{count(waiting, 'trial')} waiting for {self._stage}: all places are taken"
         self._screen.note("waiting", told)
 
     def next(self) -> TrialSpec | None:

@@ -175,10 +175,13 @@ class Screen:
         """A trial waits for a place on the cluster."""
         self.running[trial_id] = Running(trial_id, assignment, time.monotonic(), waiting=True)
 
-    def waiting(self, seconds: float) -> int:
-        """How many trials have waited for so long, for a place or for their first workers."""
+    def waiting(self, seconds: float) -> tuple[int, int]:
+        """How many trials have waited for a place for so long, and how many were so long starting
+        without an epoch since.
+        """
         until = time.monotonic() - seconds
-        return sum(t.started < until for t in self.running.values() if t.state == "waiting")
+        late = Counter(trial.state for trial in self.running.values() if trial.started < until)
+        return late["waiting"], late["starting"]
 
     def start(self, trial_id: str, assignment: Mapping[str, Any]) -> None:
         """A trial has started."""

@@ -1,10 +1,12 @@
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
 
 from segray.config import TrialConfig
+from segray.data.remote import RemoteError, RemoteRefused
 from segray.sweep.faults import LINES, halved, put_down, understand
 
 
@@ -95,3 +97,11 @@ def test_error_txt_keeps_every_failure_and_the_last_lines_of_each(tmp_path):
     assert lines[0] == "first"
     assert lines[2] == str(100 - LINES)
     assert lines[-3:-1] == ["", "short"]
+
+
+@pytest.mark.parametrize("kind", [RemoteError, RemoteRefused])
+def test_a_store_that_is_lost_is_no_fault_of_the_trial(kind):
+    said = "cannot write s3://lab/runs/a/trials/000/metrics.jsonl: timeout"
+    fault = understand("".join(traceback.format_exception(kind(said))), trial())
+    assert fault.kind == "store_lost"
+    assert fault.reason == said

@@ -80,3 +80,41 @@ def test_time_left_comes_from_the_share_of_epochs_done(monkeypatch):
         now[0] = 110.0
         view.epoch("000", 2, 0.1, 0.1)  # half of one of four trials in 10 s
         assert view._eta() == "1:10"
+
+
+def test_trials_that_wait_are_counted():
+    view, _ = screen(terminal=False)
+    with view.trials(3):
+        view.wait("000", {"train.optimizer.lr": 0.1})
+        view.wait("001", {"train.optimizer.lr": 0.2})
+        view.start("001", {"train.optimizer.lr": 0.2})
+        assert view.waiting(60) == (0, 0)
+        assert view.waiting(-1) == (1, 1)
+        view.epoch("001", 1, 0.5, 0.5)
+        assert view.waiting(-1) == (1, 0)
+        assert [trial.state for trial in view.running.values()] == ["waiting", "running"]
+
+
+def test_a_note_stands_below_the_table_until_it_is_taken_back():
+    view, file = screen(terminal=True)
+    with view.trials(1):
+        view.note("n1", "n1: images cached 4/15")
+        view.note("n1", "n1: images cached 9/15")
+        view._live.refresh()
+        assert "n1: images cached 9/15" in file.getvalue()
+        view.note("n1", "")
+        before = len(file.getvalue())
+        view._live.refresh()
+        assert "images cached" not in file.getvalue()[before:]
+
+
+def test_without_a_terminal_a_note_is_said_now_and_then(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    view, file = screen(terminal=False)
+    for passed in range(0, 70, 10):
+        now[0] = 100.0 + passed
+        view.note("n1", f"n1: images cached {passed}/70")
+    view.note("n1", "")
+    said = [line for line in file.getvalue().splitlines() if "cached" in line]
+    assert [line.split()[-1] for line in said] == ["0/70", "40/70"]
