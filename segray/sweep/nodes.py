@@ -23,7 +23,7 @@ from segray.data import data_version, open_dataset, read_splits
 from segray.data.remote import is_remote
 from segray.sweep.board import find_board, on_node, open_board
 from segray.sweep.preflight import check_writable, origins
-from segray.sweep.progress import Screen
+from segray.sweep.progress import Screen, count
 from segray.sweep.trial import on_board
 from segray.train import build_trial_model
 
@@ -109,12 +109,16 @@ def alive() -> set[str]:
 
 def _follow(jobs: Mapping[Any, str], board: Any, screen: Screen) -> None:
     """Wait for the nodes, and show how far they are; raises RequestError with what they lack."""
-    waiting, lacking = list(jobs), []
+    waiting, lacking, told = list(jobs), [], set[str]()
     with screen.notes() as note:
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=POLL_S)
-            for node, (what, done, total) in ray.get(board.notes.remote()).items():
+            notes = ray.get(board.notes.remote())
+            for node in told - set(notes):
+                note(node, "")
+            for node, (what, done, total) in notes.items():
                 note(node, f"{node}: {what} {done}/{total}")
+            told = set(notes)
             for job in ready:
                 try:
                     lack = ray.get(job)
@@ -125,10 +129,9 @@ def _follow(jobs: Mapping[Any, str], board: Any, screen: Screen) -> None:
                     lacking.append((jobs[job], lack))
     if lacking:
         nodes = "\n".join(f"  {node}: {lack}" for node, lack in lacking)
-        some = "node is" if len(lacking) == 1 else "nodes are"
-        raise RequestError(
-            f"{len(lacking)} of the {len(jobs)} other {some} not ready to train:\n{nodes}"
-        )
+        some = f"{len(lacking)} of {count(len(jobs), 'other node')}"
+        be = "is" if len(lacking) == 1 else "are"
+        raise RequestError(f"{some} {be} not ready to train:\n{nodes}")
 
 
 class _Sight:
