@@ -47,7 +47,7 @@ def _own_address() -> str:
     except (OSError, ValueError) as error:
         raise RequestError(
             f"{WHO_AM_I} did not say which address you come from ({error}); name it yourself: "
-            "--from ADDRESS"
+            "--from CIDR, as in --from 203.0.113.7"
         ) from None
 
 

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,7 +107,7 @@ def submit(
             "leave --no-follow away, and end them with `ray down` where you did not wait"
         )
     cluster = read_cluster(cluster_file)
-    configs = [_for_cluster(file, overrides) for file in sweeps]
+    configs = [_for_cluster(file, overrides, cluster) for file in sweeps]
     runs = tuple(_run(config) for config in configs)
     head = _head(cluster, cluster_file, say)
     here = shlex.quote(str(head.file))
@@ -127,9 +127,10 @@ def submit(
             f"To run it again, give it another name, as in name={configs[0].name}-2"
         )
     elif job is None or not job.at_work:
+        values = _from_the_cloud(cluster, head, network)  # refuses before anybody is asked
         if not confirm(_question(cluster)):
             raise RequestError("nothing was started")
-        _fill_in(cluster, head, network)
+        _fill_in(cluster, head, values)
         if others := [one for one in there if one.at_work]:
             say(
                 f"Another sweep is at work on the cluster ({others[0].id}), so it stays as it is: "
@@ -211,7 +212,7 @@ def _head(cluster: Cluster, file: Path, say: Callable[[str], None]) -> Head:
     return Head(kept, folder / "ray.log", say)
 
 
-def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
+def _for_cluster(file: str, overrides: Sequence[str], cluster: Cluster) -> SweepConfig:
     """A sweep file's config; RequestError for places that other machines cannot share.
 
     Variables and `~` are expanded here and now: nodes know nothing of the caller's environment.
@@ -230,16 +231,18 @@ def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
             key, value = f"{key}.{leaf}", yaml.safe_load(value).get(leaf)
         if key in written:
             written[key] = value
+    there = "a folder that every node has"
+    if cluster["provider"]["type"] != "local":
+        there += ", which the cluster's file mounts"
     fix = {
-        "storage": "storage=s3://BUCKET/runs, or a folder of a shared file system, as in "
+        "storage": f"storage=s3://BUCKET/runs, or {there} and shares, as in "
         "storage=/mnt/shared/runs",
-        "data.root": "data.root=s3://BUCKET/data, or a folder that every node has, as in "
-        "data.root=/mnt/shared/data",
-        "model.pretrained": "model.pretrained=OWNER/NAME of the model hub, or a folder that every "
-        "node has, as in model.pretrained=/mnt/shared/weights",
+        "data.root": f"data.root=s3://BUCKET/data, or {there}, as in data.root=/mnt/shared/data",
+        "model.pretrained": f"model.pretrained=OWNER/NAME of the model hub, or {there}, as in "
+        "model.pretrained=/mnt/shared/weights",
     }
     for key, value in written.items():
-        if not isinstance(value, str) or _is_shared(value):
+        if not isinstance(value, str) or _is_shared(value, cluster):
             continue
         if key != "model.pretrained" or _is_folder(value):  # or else it is a name of the hub
             raise RequestError(
@@ -249,9 +252,20 @@ def _for_cluster(file: str, overrides: Sequence[str]) -> SweepConfig:
     return config
 
 
-def _is_shared(written: str) -> bool:
+def _is_shared(written: str, cluster: Cluster) -> bool:
+    """Whether a place is one that the nodes have too, as far as that is known here.
+
+    Of one's own machines any absolute path may be; new machines of a cloud have what the cluster's
+    file brings there, whose commands then name the path, or a folder above it.
+    """
     place = os.path.expandvars(written)  # `~` stays: this user's home is nobody else's
-    return is_remote(place) or Path(place).is_absolute()
+    if is_remote(place) or not Path(place).is_absolute():
+        return is_remote(place)
+    if cluster["provider"]["type"] == "local":
+        return True
+    said = yaml.safe_dump(cluster, width=10_000)
+    above = [str(folder) for folder in (Path(place), *Path(place).parents)]
+    return any(folder in said for folder in above if folder.count("/") > 1)
 
 
 def _is_folder(written: str) -> bool:
@@ -338,19 +352,25 @@ def _question(cluster: Cluster) -> str:
     )
 
 
-def _fill_in(cluster: Cluster, head: Head, network: str | None) -> None:
-    folder = head.file.parent
-    values = {TOKEN: str(write_token(folder)), NETRC: str(write_netrc(folder))}
+def _from_the_cloud(cluster: Cluster, head: Head, network: str | None) -> dict[str, str]:
+    """What `fill` puts into the file of a cloud's cluster; nothing for one's own machines."""
     if cluster["provider"]["type"] == "aws":
         allowed = aws.callers_network(network)
-        values |= aws.prepare(cluster, allowed)
+        values = aws.prepare(cluster, allowed)
         head.say(f"Port 22 of the cluster is open to {allowed} alone.")
-    elif network is not None:
+        return values
+    if network is not None:
         raise RequestError(
             f"--from {network}: only on AWS does segray say who may reach the head; here the "
             "machines' own firewall does"
         )
-    write_cluster(fill(cluster, values), head.file)
+    return {}
+
+
+def _fill_in(cluster: Cluster, head: Head, values: Mapping[str, str]) -> None:
+    folder = head.file.parent
+    secret = {TOKEN: str(write_token(folder)), NETRC: str(write_netrc(folder))}
+    write_cluster(fill(cluster, secret | dict(values)), head.file)
 
 
 def _bring_up(cluster: Cluster, head: Head) -> None:

@@ -44,7 +44,17 @@ from segray.config import (
 )
 from segray.config.yaml_file import read as read_yaml
 from segray.data import data_version
-from segray.sweep.store import LEASE, Copy, Lease, at_work, heavy, insist, remote_of, run_path
+from segray.sweep.store import (
+    LEASE,
+    Copy,
+    Lease,
+    at_work,
+    heavy,
+    insist,
+    remote_of,
+    run_path,
+    run_place,
+)
 from segray.train import Outcome, read_records
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
@@ -132,7 +142,7 @@ class RunFolder:
                 f"{path}: a sweep is at work there: wait for it, or give this one another name "
                 f"(name={config.name}-2)"
             )
-        raise _holds_earlier(path, config.name)
+        raise _holds_earlier(config)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -142,9 +152,11 @@ class RunFolder:
         header = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         sweep_id = re.search(r"^# id: ([0-9a-f]+)$", header, re.MULTILINE)
         if sweep_id is None:
+            remote = remote_of(path)
             raise RequestError(
-                f"{path} is no run folder: expected a sweep.yaml that segray wrote in it. A run's "
-                "folder is <storage>/<name> of its sweep file, as in runs/unet"
+                f"{remote.url if remote else path} is no run folder: expected a sweep.yaml that "
+                "segray wrote in it. A run's folder is <storage>/<name> of its sweep file, as in "
+                "runs/unet"
             )
         kind = re.search(r"^# kind: (train)$", header, re.MULTILINE)
         return cls(path, sweep_id[1], "train" if kind else "sweep")
@@ -413,7 +425,7 @@ class RunFolder:
                 if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     raise RequestError(f"{path}: another sweep begins there at this moment")
                 if not _is_free(path):
-                    raise _holds_earlier(path, config.name)
+                    raise _holds_earlier(config)
                 write_text(path / "sweep.yaml", folder._sweep_yaml(config, command))
             if folder.remote:
                 insist(folder._push)
@@ -748,10 +760,10 @@ def _quoted(argument: str) -> str:
     return "$'" + escaped.replace("'", "\\'") + "'"
 
 
-def _holds_earlier(path: Path, name: str) -> RequestError:
+def _holds_earlier(config: SweepConfig) -> RequestError:
     return RequestError(
-        f"{path} holds an earlier run, and nothing finished is overwritten: go on with that one "
-        f"(--resume), give this one another name (name={name}-2), or remove the folder"
+        f"{run_place(config)} holds an earlier run, and nothing finished is overwritten: go on "
+        f"with that one (--resume), give this one another name (name={config.name}-2), or remove it"
     )
 
 

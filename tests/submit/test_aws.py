@@ -159,5 +159,5 @@ def test_an_address_that_is_not_found_out_must_be_given(monkeypatch, body):
         return io.BytesIO(body)
 
     monkeypatch.setattr(urllib.request, "urlopen", answer)
-    with pytest.raises(RequestError, match="--from ADDRESS"):
+    with pytest.raises(RequestError, match="--from CIDR"):
         aws.callers_network()
