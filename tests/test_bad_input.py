@@ -158,14 +158,15 @@ def test_a_file_that_is_cut_off(refused, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("resources={workers: 2, cpus_per_worker: 9999}", "needs 19998 CPUs and 0 GPUs"),
-        ("resources={gpus_per_worker: 99}", "and 99 GPUs"),
+        ("resources={workers: 2, cpus_per_worker: 9999}", "a trial needs 2 workers of 9999 CPUs each"),
+        ("resources={gpus_per_worker: 99}", "99 GPU each"),
     ],
 )
 def test_more_workers_or_gpus_than_there_are(refused, override, said):
     message = refused(override)
     assert said in message
-    assert "this cluster has" in message
+    assert "there is room for 0 such" in message
+    assert "the cluster has" in message
 
 
 def test_a_split_without_images(refused, tmp_path):
