@@ -6,10 +6,13 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+hypothesis.settings.register_profile("segray", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("segray")
 
 
 def _module(name):
