@@ -158,7 +158,7 @@ def test_a_file_that_is_cut_off(refused, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("resources={workers: 2, cpus_per_worker: 9999}", "a trial needs 2 workers of 9999 CPUs each"),
+        ("resources={workers: 2, cpus_per_worker: 9999}", "2 workers of 9999 CPUs each"),
         ("resources={gpus_per_worker: 99}", "99 GPU each"),
     ],
 )
