@@ -263,7 +263,9 @@ def _is_shared(written: str, cluster: Cluster) -> bool:
         return is_remote(place)
     if cluster["provider"]["type"] == "local":
         return True
-    said = yaml.safe_dump(cluster, width=10_000)
+    # Not the paths on this machine: of what is mounted from here, and of the key.
+    far = {key: value for key, value in cluster.items() if key not in ("auth", "file_mounts")}
+    said = yaml.safe_dump([far, list(cluster["file_mounts"])], width=10_000)
     above = [str(folder) for folder in (Path(place), *Path(place).parents)]
     return any(folder in said for folder in above if folder.count("/") > 1)
 

@@ -18,6 +18,7 @@ from segray.submit.cluster_file import (
     read_cluster,
     write_cluster,
 )
+from segray.submit.submit import _is_shared
 
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands")
@@ -206,3 +207,17 @@ def test_a_written_file_is_its_owners_alone(tmp_path, cluster):
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert [entry.name for entry in file.parent.iterdir()] == ["cluster.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("place", "shared"),
+    [("/mnt/lab/runs", True), ("/home/me/cityscapes", False), ("s3://lab/runs", True)],
+)
+def test_new_machines_of_a_cloud_have_what_the_file_brings_there(place, shared):
+    cluster = {
+        "provider": {"type": "aws"},
+        "auth": {"ssh_private_key": "/home/me/.ssh/key"},
+        "file_mounts": {"~/segray/segray": "/home/me/segray/segray"},
+        "setup_commands": ["sudo mount -t nfs4 fs-1:/ /mnt/lab"],
+    }
+    assert _is_shared(place, cluster) is shared
