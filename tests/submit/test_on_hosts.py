@@ -40,6 +40,13 @@ def hosts(tmp_path):
         yield made
 
 
+BUCKET = {
+    "Bucket": "sweeps",
+    "CreateBucketConfiguration": {"LocationConstraint": "us-west-2"},
+}
+STORAGE = "storage=s3://sweeps/runs"
+
+
 def run(hosts, command, *, code=0, timeout=300, **variables):
     """Run a command on the laptop, as its user; what it said."""
     exports = "".join(f"export {name}={value}; " for name, value in variables.items())
@@ -54,9 +61,13 @@ def state(hosts, cluster):
 
 
 @pytest.mark.timeout(900)
-def test_a_sweep_on_own_machines_from_up_to_down(hosts):
+def test_a_sweep_on_own_machines_from_up_to_down(hosts, play_aws):
     head = hosts["head"]
+    aws = play_aws(f"{head.address.rpartition('.')[0]}.1")  # this machine, as the hosts see it
     setup = ["echo 'export PYTHONPATH=$HOME/segray' >> ~/.bashrc"]  # what was shipped is what runs
+    # The keys of S3, as each machine has its own; where it is, is handed on by `submit`.
+    keys = {name: value for name, value in aws.items() if name != "AWS_ENDPOINT_URL"}
+    setup += [f"echo 'export {name}={value}' >> ~/.bashrc" for name, value in keys.items()]
     lab = for_own_machines(
         read_cluster(ROOT / "cluster.yaml"),
         head.address,
@@ -116,6 +127,16 @@ def test_a_sweep_on_own_machines_from_up_to_down(hosts):
     assert 6379 in ports
     assert 8265 not in ports
 
+    # One whose results are in S3: nothing of it is on the head alone, or fetched.
+    s3 = service(aws, "s3")
+    s3.create_bucket(**BUCKET)
+    said = run(hosts, f"{submit} {STORAGE} name=afar", WANDB_API_KEY=KEY, **aws)
+    assert "The results: s3://sweeps/runs/afar" in said
+    there = {one["Key"] for one in s3.list_objects_v2(Bucket="sweeps")["Contents"]}
+    assert "runs/afar/trials/000/outcome.json" in there
+    status = run(hosts, "python -m segray status s3://sweeps/runs/afar", **aws)
+    assert "1 of 1 trial ended" in status
+
     # A sweep that fails on the head: its exit code; and --down ends Ray there.
     said = run(
         hosts,
@@ -149,6 +170,17 @@ def executable(file, text):
     file.chmod(0o755)
 
 
+def service(aws, name):
+    """boto3's client of the AWS that these variables lead to."""
+    return boto3.client(
+        name,
+        region_name=aws["AWS_DEFAULT_REGION"],
+        endpoint_url=aws["AWS_ENDPOINT_URL"],
+        aws_access_key_id=aws["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=aws["AWS_SECRET_ACCESS_KEY"],
+    )
+
+
 def instances(ec2):
     """Machines by Ray's node type."""
     found = ec2.describe_instances()["Reservations"]
@@ -176,23 +208,17 @@ def test_the_shipped_file_on_aws(hosts, play_aws):
     laptop = hosts["laptop"].own / "home"
     executable(laptop / "bin" / "ssh", SSH.format(key=hosts.key, head=head.address))
 
-    storage = f"storage={hosts.shared}/runs"
+    service(aws, "s3").create_bucket(**BUCKET)
     said = run(
         hosts,
-        f"python -m segray submit {ROOT}/cluster.yaml {ROOT}/sweeps/quickstart.yaml {storage} "
+        f"python -m segray submit {ROOT}/cluster.yaml {ROOT}/sweeps/quickstart.yaml {STORAGE} "
         f"{TINY} --from 203.0.113.7 --no-follow --yes",
         **aws,
     )
     assert "Port 22 of the cluster is open to 203.0.113.7/32 alone." in said
     assert "may now be handed on to workers" in said
 
-    ec2 = boto3.client(
-        "ec2",
-        region_name="us-west-2",
-        endpoint_url=aws["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
+    ec2 = service(aws, "ec2")
     (kind, machine), *others = instances(ec2).items()
     assert (kind, others) == ("head", [])
     assert machine["InstanceType"] == "m6i.large"
@@ -252,13 +278,7 @@ def test_the_shipped_file_does_nothing_before_it_is_filled_in(tmp_path, play_aws
     )
     assert ray.returncode != 0
     assert "security group" in ray.stdout + ray.stderr
-    ec2 = boto3.client(
-        "ec2",
-        region_name="us-west-2",
-        endpoint_url=aws["AWS_ENDPOINT_URL"],
-        aws_access_key_id="test",
-        aws_secret_access_key="test",
-    )
+    ec2 = service(aws, "ec2")
     assert instances(ec2) == {}
     groups = ec2.describe_security_groups()["SecurityGroups"]
     assert [group["GroupName"] for group in groups] == ["default"]

@@ -75,11 +75,13 @@ def test_nodes_that_are_being_started_are_named(tmp_path):
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "0",  # as in cluster.yaml
     }
+    # Without the token of a sweep that this process has run.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ray = Path(sys.executable).with_name("ray")
     namespace = ["unshare", "-p", "-m", "-f", "--mount-proc", "--kill-child"]
     run = subprocess.run(
         [*namespace, sys.executable, "-c", SCRIPT, str(ray)],
-        env=os.environ | variables,
+        env=kept | variables,
         capture_output=True,
         text=True,
         timeout=200,
