@@ -23,7 +23,7 @@ from segray.compare.report import write_report
 from segray.compare.runs import Run
 from segray.config import RequestError, SegrayError
 from segray.data import class_colours
-from segray.sweep.records import row, write_text
+from segray.sweep.trial_files import row, write_text
 
 Say = Callable[[str], None]
 

@@ -21,7 +21,7 @@ from segray.compare.figure import Figure
 from segray.compare.optuna_charts import short_names, sweep_charts
 from segray.compare.statistics import Estimate
 from segray.sweep.estimate import duration
-from segray.sweep.records import write_text
+from segray.sweep.trial_files import write_text
 
 TEMPLATE = "report.html.j2"
 MASK_COLOURS = 64  # an image of more colours is a photograph

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from segray.compare.comparison import Spent, Training
 from segray.config import RequestError, SweepConfig, UNet, trial_count
 from segray.sweep.progress import count
-from segray.sweep.records import (
-    RunFolder,
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import (
     TrialResult,
     ranked,
     read_assignment,

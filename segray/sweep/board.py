@@ -122,7 +122,7 @@ def _reported(trials: Path) -> Iterator[tuple[str, int, float | None]]:
     files = list(trials.glob("*/metrics.jsonl"))
     if not files:
         return
-    from segray.sweep.records import FINISHED, read_outcome
+    from segray.sweep.trial_files import FINISHED, read_outcome
     from segray.train import read_records
 
     events: list[tuple[float, str, int, float | None]] = []

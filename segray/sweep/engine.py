@@ -36,17 +36,17 @@ from segray.sweep.faults import Fault, halved, oom_kills, put_down, understand
 from segray.sweep.nodes import alive, lost_among
 from segray.sweep.placement import Plan
 from segray.sweep.progress import Screen, count
-from segray.sweep.records import (
+from segray.sweep.records import RunFolder
+from segray.sweep.search import Queue
+from segray.sweep.trial import tune_trainable, tune_trainable_on_workers
+from segray.sweep.trial_files import (
     FINISHED,
-    RunFolder,
     TrialResult,
     TrialSpec,
     failed_outcome,
     read_outcome,
     write_outcome,
 )
-from segray.sweep.search import Queue
-from segray.sweep.trial import tune_trainable, tune_trainable_on_workers
 from segray.train import Outcome
 
 LOOK_S = 2.0  # between looks at nodes that are getting ready, and at the autoscaler

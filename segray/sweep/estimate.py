@@ -24,8 +24,8 @@ from segray.config.schema import Asha, Hyperband, Median, StopRule
 from segray.data import cache_root, cores
 from segray.sweep.placement import Plan, plan, plan_final, this_machine
 from segray.sweep.progress import count
-from segray.sweep.records import write_text
 from segray.sweep.space import brackets
+from segray.sweep.trial_files import write_text
 from segray.train import autocast_type
 
 FORMAT = 1

@@ -13,7 +13,8 @@ from rich.console import Console
 from segray.config import SweepConfig, trial_count
 from segray.sweep.budget import used
 from segray.sweep.progress import Running, Screen, count, size
-from segray.sweep.records import RunFolder, TrialResult, read_assignment, read_config, read_outcome
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import TrialResult, read_assignment, read_config, read_outcome
 from segray.tracking.sync import remember_uploaded, uploaded
 from segray.train import read_records
 

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from segray.config import Metric, RequestError, SweepConfig
 from segray.sweep.progress import Screen, clock, count
-from segray.sweep.records import RunFolder, rank, read_config, read_outcome, reading
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import rank, read_config, read_outcome, reading
 from segray.train import Progress, read_records
 
 Says = Literal["exact", "at_least", "unknown"]

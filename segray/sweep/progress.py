@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from segray.sweep.records import TrialResult, ranked
+from segray.sweep.trial_files import TrialResult, ranked
 from segray.train import Outcome
 
 HEARTBEAT = 30.0  # seconds between status lines where there is no terminal

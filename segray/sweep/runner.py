@@ -31,8 +31,11 @@ from segray.sweep.faults import put_down, understand
 from segray.sweep.placement import Plan, plan, this_machine
 from segray.sweep.preflight import check_inputs, place
 from segray.sweep.progress import Screen, count
-from segray.sweep.records import (
-    RunFolder,
+from segray.sweep.records import RunFolder
+from segray.sweep.search import FixedList, Search, make_spec
+from segray.sweep.store import remote_of, run_path
+from segray.sweep.trial import at_home, run_trial, trial_device
+from segray.sweep.trial_files import (
     Stage,
     TrialResult,
     TrialSpec,
@@ -44,9 +47,6 @@ from segray.sweep.records import (
     write_outcome,
     write_text,
 )
-from segray.sweep.search import FixedList, Search, make_spec
-from segray.sweep.store import remote_of, run_path
-from segray.sweep.trial import at_home, run_trial, trial_device
 from segray.train import Metrics, Stop, build_trial_model, checkpoint
 
 

@@ -30,8 +30,8 @@ from segray.sweep import space
 from segray.sweep.budget import Ledger, longest
 from segray.sweep.placement import Plan
 from segray.sweep.progress import count
-from segray.sweep.records import (
-    RunFolder,
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import (
     Stage,
     TrialResult,
     TrialSpec,

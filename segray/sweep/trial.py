@@ -28,16 +28,15 @@ from segray.data import Dataset, class_colours, open_dataset
 from segray.data.labels import palette_image
 from segray.data.remote import RemoteError, RemoteFolder
 from segray.sweep import view
-from segray.sweep.records import (
+from segray.sweep.locks import alone_with, at_work_in
+from segray.sweep.store import Copy, Keeper, insist
+from segray.sweep.trial_files import (
     TrialSpec,
-    alone_with,
-    at_work_in,
     failed_outcome,
     write_config,
     write_outcome,
     write_text,
 )
-from segray.sweep.store import Copy, Keeper, insist
 from segray.tracking import TrackedImage, Tracker
 from segray.train import (
     Metrics,

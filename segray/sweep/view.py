@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segray.data import open_dataset
-from segray.sweep.records import (
-    RunFolder,
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import (
     Stage,
     TrialSpec,
     read_assignment,

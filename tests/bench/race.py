@@ -16,9 +16,10 @@ from segray.config import SweepConfig
 from segray.sweep import space
 from segray.sweep.board import Board
 from segray.sweep.placement import Plan
-from segray.sweep.records import RunFolder, TrialResult
+from segray.sweep.records import RunFolder
 from segray.sweep.search import Search
 from segray.sweep.trial import run_trial
+from segray.sweep.trial_files import TrialResult
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,8 @@ from common import conditions
 
 from segray.config import SweepConfig
 from segray.sweep.placement import Plan
-from segray.sweep.records import RunFolder, TrialSpec
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import TrialSpec
 
 NODES, TRAINS_S, EPOCHS = 5, 18.0, 3
 

@@ -20,10 +20,11 @@ from segray.compare.statistics import difference
 from segray.config import RequestError, load_sweep
 from segray.data import open_dataset
 from segray.sweep.placement import Plan
-from segray.sweep.records import RunFolder, TrialResult, ranked
+from segray.sweep.records import RunFolder
 from segray.sweep.runner import _export
 from segray.sweep.search import Search, make_spec
 from segray.sweep.trial import run_trial
+from segray.sweep.trial_files import TrialResult, ranked
 
 LR = "train.optimizer.lr"
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from segray.config.schema import Hyperband, SweepConfig
 from segray.sweep import space
 from segray.sweep.board import Board, find_board, open_board
 from segray.sweep.cluster import ray_cluster
-from segray.sweep.records import failed_outcome, write_outcome
+from segray.sweep.trial_files import failed_outcome, write_outcome
 
 EPOCHS = 9
 RULES = {

@@ -6,7 +6,7 @@ import pytest
 from segray.config import RequestError
 from segray.config.schema import Budget, SweepConfig
 from segray.sweep.budget import Ledger, check_gpus, shared
-from segray.sweep.records import failed_outcome
+from segray.sweep.trial_files import failed_outcome
 
 
 def ended(epochs, seconds, path):

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from segray.config import load_sweep
-from segray.sweep.records import read_outcome
 from segray.sweep.runner import run_sweep
+from segray.sweep.trial_files import read_outcome
 
 LR = "train.optimizer.lr"
 ROOM = 250 * 2**20

@@ -13,10 +13,11 @@ from segray.config import load_sweep
 from segray.data import open_dataset
 from segray.data.scenes import write_scenes
 from segray.sweep.placement import Plan
-from segray.sweep.records import RunFolder, read_outcome
+from segray.sweep.records import RunFolder
 from segray.sweep.runner import run_sweep
 from segray.sweep.search import make_spec
 from segray.sweep.trial import run_trial
+from segray.sweep.trial_files import read_outcome
 
 LR = "train.optimizer.lr"
 QUIET = {"wandb": {"mode": "disabled"}}

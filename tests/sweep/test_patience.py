@@ -19,14 +19,9 @@ from segray.sweep.patience import (
     summarise,
     winner,
 )
-from segray.sweep.records import (
-    RunFolder,
-    TrialSpec,
-    failed_outcome,
-    write_config,
-    write_outcome,
-)
+from segray.sweep.records import RunFolder
 from segray.sweep.runner import run_training
+from segray.sweep.trial_files import TrialSpec, failed_outcome, write_config, write_outcome
 from segray.train.loop import append_record
 
 MIOU = Metric()

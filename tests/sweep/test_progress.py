@@ -4,7 +4,7 @@ from rich.console import Console
 
 from segray.sweep import progress
 from segray.sweep.progress import Screen
-from segray.sweep.records import TrialResult
+from segray.sweep.trial_files import TrialResult
 from segray.train import Outcome
 
 

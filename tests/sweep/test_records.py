@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from segray.config import RequestError, load_sweep
-from segray.sweep.records import (
-    RunFolder,
+from segray.sweep.records import RunFolder
+from segray.sweep.trial_files import (
     TrialResult,
     failed_outcome,
     ranked,

@@ -12,7 +12,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from segray.config import RequestError, load_sweep
-from segray.sweep.records import RunFolder, at_work_in
+from segray.sweep.locks import at_work_in
+from segray.sweep.records import RunFolder
 from segray.sweep.runner import run_sweep
 
 LR = "train.optimizer.lr"
@@ -137,7 +138,7 @@ def test_a_process_that_still_trains_is_waited_for(begun):
     _, folder = begun
     code = f"""
 import time, pathlib
-from segray.sweep.records import at_work_in
+from segray.sweep.locks import at_work_in
 with at_work_in(pathlib.Path({str(folder.path)!r})):
     print("at work", flush=True)
     time.sleep(2)

@@ -12,8 +12,9 @@ from segray.config import SweepConfig, satisfied
 from segray.sweep import space
 from segray.sweep.board import Board
 from segray.sweep.placement import Plan
-from segray.sweep.records import FINISHED, RunFolder, TrialResult, write_outcome
+from segray.sweep.records import RunFolder
 from segray.sweep.search import Search
+from segray.sweep.trial_files import FINISHED, TrialResult, write_outcome
 from segray.train import Outcome
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

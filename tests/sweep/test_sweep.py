@@ -21,8 +21,8 @@ from optuna.storages.journal import JournalFileBackend
 from segray.config import WorkError, load_sweep
 from segray.data import open_dataset
 from segray.models import load_model
-from segray.sweep.records import read_outcome
 from segray.sweep.runner import run_sweep
+from segray.sweep.trial_files import read_outcome
 from segray.train import evaluate, scores
 
 LR = "train.optimizer.lr"

@@ -11,7 +11,7 @@ from PIL import Image
 from segray.config import RequestError, TrialConfig, load_sweep
 from segray.data import open_dataset
 from segray.sweep import view
-from segray.sweep.records import TrialSpec, write_config
+from segray.sweep.trial_files import TrialSpec, write_config
 from segray.train import Outcome
 
 OUTCOME = Outcome(

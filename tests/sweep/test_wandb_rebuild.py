@@ -12,14 +12,9 @@ import pytest
 import torch
 import yaml
 
-from segray.sweep.records import (
-    RunFolder,
-    failed_outcome,
-    read_outcome,
-    write_config,
-    write_outcome,
-)
+from segray.sweep.records import RunFolder
 from segray.sweep.trial import run_trial
+from segray.sweep.trial_files import failed_outcome, read_outcome, write_config, write_outcome
 from segray.sweep.view import _specs
 
 KEY = "0123456789abcdef" * 2 + "01234567"
