@@ -10,6 +10,8 @@ is taken up again, judges as one that was there all the time.
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,10 +37,13 @@ class Board:
         direction: str,
         deadline: float | None,
         trials: Path,
+        store: str | None = None,
     ) -> None:
         """`deadline` is in seconds since 1970; past it every trial is asked to end.
 
-        `trials` is the folder of the records of all that was reported before.
+        `trials` is the folder of the records of all that was reported before. Where it is a copy of
+        what is at `store`, trials that run elsewhere bring theirs there alone, and a board that
+        comes back reads them from it.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Hyperband finds a trial's bracket from the study's name and the trial's number.
@@ -50,11 +55,13 @@ class Board:
         self._closed = False
         self._notes: dict[str, tuple[str, int, int]] = {}
         self._nodes: dict[str, set[str]] = {}
-        for trial_id, epoch, objective in _reported(trials) if self._prunes else ():
-            if objective is None:
-                self.finish(trial_id)
-            else:
-                self.report(trial_id, epoch, objective)
+        if self._prunes:
+            with _latest(trials, store) as folder:
+                for trial_id, epoch, objective in _reported(folder):
+                    if objective is None:
+                        self.finish(trial_id)
+                    else:
+                        self.report(trial_id, epoch, objective)
         self._deadline = deadline
 
     def report(self, trial_id: str, epoch: int, objective: float) -> Stop | None:
@@ -115,6 +122,21 @@ class Board:
         return self._trials[int(trial_id)]
 
 
+@contextlib.contextmanager
+def _latest(trials: Path, store: str | None) -> Iterator[Path]:
+    """The folder of the records as they are now."""
+    if store is None or not ray.get_runtime_context().was_current_actor_reconstructed:
+        yield trials  # which the driver has just fetched, if it is a copy
+        return
+    from segray.data.remote import RemoteFolder
+    from segray.sweep.store import Copy, insist
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Copy(Path(folder), RemoteFolder(store))
+        insist(lambda: copy.fetch(lambda name: name.endswith(("metrics.jsonl", "outcome.json"))))
+        yield copy.path
+
+
 def _reported(trials: Path) -> Iterator[tuple[str, int, float | None]]:
     """(trial, epoch, objective) of all records in the order in which they came about; an objective
     of None: the trial had finished.
@@ -144,6 +166,7 @@ def open_board(
     direction: str,
     deadline: float | None,
     trials: Path,
+    store: str | None = None,
 ) -> ActorHandle:
     """Start the board under `name`; it ends with the handle, and nothing else ends it."""
     actor = ray.remote(Board).options(
@@ -154,7 +177,7 @@ def open_board(
         max_task_retries=-1,
         scheduling_strategy=on_node(ray.get_runtime_context().get_node_id()),  # not on a spot node
     )
-    handle: ActorHandle = actor.remote(pruner, direction, deadline, trials)
+    handle: ActorHandle = actor.remote(pruner, direction, deadline, trials, store)
     return handle
 
 

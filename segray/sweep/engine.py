@@ -73,7 +73,8 @@ def run_trials(
     board = f"segray-{folder.sweep_id}-{secrets.token_hex(4)}"
     scratch = folder.path / ".ray"
     shutil.rmtree(scratch, ignore_errors=True)  # of a killed sweep
-    handle = open_board(board, pruner, goal, deadline, folder.path / "trials")
+    there = (folder.remote / "trials").url if folder.remote else None
+    handle = open_board(board, pruner, goal, deadline, folder.path / "trials", there)
     desk = _Desk(queue, stage, screen, failure, handle, folder)
     if stage.workers == 1:
         resources = {"CPU": stage.threads} | (

@@ -29,6 +29,7 @@ from segray.data.remote import RemoteError, RemoteFolder, RemoteRefused, is_remo
 
 URL = ".url"  # beside the copies of runs: where they are copies of
 LEASE = ".driver.json"  # in the store: which driver has the run, and that it lives
+ATTEMPT = ".attempt"  # in a trial's folder there: which attempt at the trial is the last
 BEAT_S = 10.0  # between two signs of life
 GONE_S = 45.0  # without one, and the driver is taken for dead
 TRIES_S = (1.0, 5.0, 20.0, 60.0, 120.0)  # between attempts at a store that does not answer
@@ -254,20 +255,31 @@ def at_work(remote: RemoteFolder) -> bool:
 
 
 class Keeper:
-    """Brings a trial's folder to the store while it trains, from the one process that writes it."""
+    """Brings a trial's folder to the store while it trains, from the one process that writes it.
+
+    A machine that Ray has lost from sight may go on for a while with a trial that is tried again
+    elsewhere: what it then has to bring is left out, as is that of a driver that was replaced.
+    """
 
     def __init__(self, run: RemoteFolder, name: str, folder: Path, lease: str) -> None:
         self._run, self._lease = run, lease
+        self._attempt = secrets.token_hex(8).encode()
         self._copy = Copy(folder, run / name)
         self._waiting: list[tuple[str, BinaryIO]] = []
         self._wake, self._ended = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, daemon=True, name="segray-keeper")
 
+    def claim(self) -> None:
+        """From here on nothing is brought by an earlier attempt; before `fetch`, so that this one
+        sees all that those have brought.
+        """
+        self._copy.remote.write(ATTEMPT, self._attempt)
+
     def fetch(self) -> None:
         """Make the folder what the store has of it."""
         shutil.rmtree(self._copy.path, ignore_errors=True)
         self._copy.path.mkdir(parents=True)
-        self._copy.fetch()
+        self._copy.fetch(lambda name: name != ATTEMPT)
 
     def start(self) -> None:
         """Begin to bring epochs to the store."""
@@ -307,6 +319,7 @@ class Keeper:
         copy.push([*(name for name in _files(copy.path) if name != last), last])
         if (copy.path / last).is_file():  # only now is it of no use
             copy.push_gone(lambda name: name == "checkpoint/last.safetensors")
+        copy.remote.delete([ATTEMPT])
 
     def _work(self) -> None:
         while True:
@@ -317,8 +330,8 @@ class Keeper:
                     return
                 files, self._waiting = self._waiting, []
             try:
-                if self._mine():
-                    for name, source in files:
+                for name, source in files:
+                    if self._mine():
                         self._copy.push_open(source, name)
             except RemoteError:
                 _log.warning("the next epoch's checkpoint is tried instead", exc_info=True)
@@ -327,9 +340,15 @@ class Keeper:
                     source.close()
 
     def _mine(self) -> bool:
-        """Whether the driver that started this trial still has the run."""
+        """Whether the driver that started this trial still has the run, and has not begun it anew.
+
+        What is being brought at that moment is still brought; it is whole, and of an epoch that the
+        new attempt may not have seen.
+        """
         sign = read_lease(self._run)
-        return sign is None or sign["id"] == self._lease
+        if sign is not None and sign["id"] != self._lease:
+            return False
+        return self._copy.remote.read(ATTEMPT) == self._attempt
 
     def _close(self) -> None:
         for _, source in self._waiting:

@@ -219,6 +219,8 @@ def at_home(spec: TrialSpec, tell: Tell) -> Iterator[Tell]:
             # Not the folder's own files: they go. An earlier try's process may still be at work.
             lock = spec.run_folder / f".{name.replace('/', '-')}.lock"
             alone_with(stack.enter_context(lock.open("a+")))
+            if distributed.rank() == 0:
+                insist(keeper.claim)
             insist(keeper.fetch)
         distributed.wait_for_all()
         if distributed.rank() != 0:

@@ -191,13 +191,18 @@ def test_opened_anew_at_any_moment_it_judges_as_one_that_was_there_all_the_time(
     assert "pruned" in told
 
 
-def test_a_board_whose_process_is_killed_comes_back_with_all_it_knew(record, tmp_path):
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["here", "in a store"])
+def test_a_board_whose_process_is_killed_comes_back_with_all_it_knew(
+    elsewhere, record, bucket, tmp_path
+):
+    trials, store = (NOTHING, f"{bucket.url}/trials") if elsewhere else (tmp_path, None)
     with ray_cluster():
-        opened = open_board("killed", pruner("asha"), "maximize", None, tmp_path)
+        opened = open_board("killed", pruner("asha"), "maximize", None, trials, store)
         handle = find_board("killed")
         for epoch, value in enumerate([0.1, 0.5, 0.5], start=1):
             record("000", epoch, value)
             assert ray.get(handle.report.remote("000", epoch, value)) is None
+        bucket.put_tree(tmp_path, "trials")
         pid = ray.get(handle.__ray_call__.remote(lambda self: os.getpid()))
         os.kill(pid, signal.SIGKILL)
         assert ray.get(handle.report.remote("001", 2, 0.4), timeout=60) == "pruned"

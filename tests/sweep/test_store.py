@@ -12,7 +12,7 @@ from segray.data.remote import RemoteError, RemoteFolder
 from segray.sweep import store
 from segray.sweep.records import RunFolder
 from segray.sweep.runner import run_sweep
-from segray.sweep.store import LEASE, Copy, Keeper, Lease, readable, run_path
+from segray.sweep.store import ATTEMPT, LEASE, Copy, Keeper, Lease, readable, run_path
 
 QUIET = {"tracking": {"wandb": {"mode": "disabled"}}}
 
@@ -209,6 +209,7 @@ def keeper(remote, tmp_path):
     """
     folder = tmp_path / "000"
     keeper = Keeper(remote, "trials/000", folder, "mine")
+    keeper.claim()
     keeper.fetch()
     (folder / "checkpoint").mkdir()
     (folder / "config.yaml").write_text("what decides its numbers")
@@ -275,7 +276,7 @@ def test_the_outcome_is_brought_last_and_then_the_last_checkpoint_goes(keeper):
     keeper._copy.remote.delete = noted
     keeper.finish()
     assert keeper.sent[-2:] == ["preds/a.png", "outcome.json"]
-    assert deleted == [([LAST], keeper.sent)]
+    assert deleted == [([LAST], keeper.sent), ([ATTEMPT], keeper.sent)]
     kept = [BEST, "config.yaml", "metrics.jsonl", "outcome.json", "preds/a.png"]
     assert names(keeper.trial) == kept
 
@@ -289,14 +290,37 @@ def test_a_folder_that_was_wiped_takes_nothing_from_the_store(keeper):
     assert {LAST, BEST, "metrics.jsonl"} <= set(names(keeper.trial))
 
 
+def test_an_attempt_that_was_begun_anew_elsewhere_brings_nothing_more(keeper, remote, tmp_path):
+    """As on a machine that the cluster has lost from sight, and which still reaches the store."""
+    keeper.go_on.set()
+    keeper.write(1, True)
+    until(lambda: keeper.trial.read(BEST))
+    other = Keeper(remote, "trials/000", tmp_path / "elsewhere", "mine")
+    other.claim()
+    other.fetch()
+    assert (tmp_path / "elsewhere" / LAST).read_bytes() == b"weights of 1"
+    keeper.write(2, True)
+    until(lambda: not keeper._waiting)
+    (keeper.folder / "outcome.json").write_text("{}")
+    keeper.finish()
+    assert keeper.trial.read(LAST) == b"weights of 1"
+    assert keeper.trial.read("outcome.json") is None
+    other.start()
+    other.finish()
+    assert ATTEMPT not in names(keeper.trial)
+    keeper.finish()  # also after the other's end
+    assert keeper.trial.read("outcome.json") is None
+
+
 def test_a_trial_whose_driver_was_replaced_brings_nothing(remote, tmp_path):
     keeper = Keeper(remote, "trials/000", tmp_path / "000", "mine")
+    keeper.claim()
     keeper.fetch()
     keeper.start()
     remote.write(LEASE, json.dumps({"id": "another", "host": "elsewhere"}).encode())
     (tmp_path / "000/outcome.json").write_text("{}")
     keeper.finish()
-    assert names(remote / "trials/000") == []
+    assert names(remote / "trials/000") == [ATTEMPT]
 
 
 def test_a_store_that_does_not_answer_is_tried_again_and_then_told(remote, monkeypatch):
