@@ -177,7 +177,10 @@ def compare(
     runs: Runs,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where the page goes; default: beside the first run."),
+        typer.Option(
+            metavar="DIR",
+            help="Where the page goes; default: beside the first run, or here for runs in a store.",
+        ),
     ] = None,
     cost: Annotated[
         bool, typer.Option(help="Measure latency and memory of each model on this machine.")
@@ -204,12 +207,15 @@ def compare(
     from segray.compare.compare import compare_runs
     from segray.compare.wandb_view import log_comparison, report_in_wandb
     from segray.config import RequestError
+    from segray.config.places import is_remote
     from segray.sweep.progress import count
     from segray.sweep.store import readable
 
     if wandb_report and len(runs) < 2:
         raise RequestError("--wandb-report is of a comparison: name two runs or more")
     folders = [readable(run, "best", "preds") for run in runs]
+    if out is None and is_remote(runs[0]):  # beside its copy nobody would find it
+        out = Path("-vs-".join(f.name for f in folders) + "-report" * (len(folders) == 1))
     comparison, page = compare_runs(folders, out, typer.echo, cost=cost)
     console = Console(highlight=False, soft_wrap=True)
     console.print()

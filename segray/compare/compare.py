@@ -129,7 +129,7 @@ def _model(run: Run, scores: statistics.Estimates, spent: Spent, cost: Cost | No
         name=run.name,
         described=run.described,
         pretrained=run.pretrained,
-        folder=str(run.folder.path),
+        folder=run.folder.place,
         metric=config.metric.name,
         trial=run.winner.id,
         parameters=dict(run.winner.assignment),

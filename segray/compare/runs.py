@@ -87,21 +87,21 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     folders = [RunFolder.open(path) for path in paths]
     names = [folder.path.resolve().name for folder in folders]
     if len(set(names)) < len(names):  # as in lab-a/runs/unet and lab-b/runs/unet
-        names = [str(folder.path) for folder in folders]
+        names = [folder.place for folder in folders]
     return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def _open(folder: RunFolder, name: str) -> Run:
-    path, config = folder.path, folder.config()
+    place, config = folder.place, folder.config()
     again = folder.resume_command()
     if folder.kind == "train":
         raise RequestError(
-            f"{path} was made by `segray train`, which scores nothing on test: compare sweeps"
+            f"{place} was made by `segray train`, which scores nothing on test: compare sweeps"
         )
     if config.final is None:
         section = shlex.quote("final={seeds: [0, 1, 2]}")
         raise RequestError(
-            f"{path} has no final stage, so nothing of it was scored on test. To add one:\n"
+            f"{place} has no final stage, so nothing of it was scored on test. To add one:\n"
             f"  {again} {section}"
         )
     finals, missing = [], []
@@ -116,12 +116,12 @@ def _open(folder: RunFolder, name: str) -> Run:
             missing.append(f"seed {seed}: {why}")
     if not finals and folder.running():
         raise RequestError(
-            f"{path}: a sweep is at work there, and nothing is scored on test yet: wait for it "
-            f"(`segray status {path}` says how far it is)"
+            f"{place}: a sweep is at work there, and nothing is scored on test yet: wait for it "
+            f"(`segray status {place}` says how far it is)"
         )
     if not finals:
         raise RequestError(
-            f"{path}: its final stage has no score on test ({'; '.join(missing)}). To go on:\n"
+            f"{place}: its final stage has no score on test ({'; '.join(missing)}). To go on:\n"
             f"  {again}"
         )
     try:
@@ -140,7 +140,7 @@ def _open(folder: RunFolder, name: str) -> Run:
     winner = next((trial for trial in trials if trial.assignment == assignment), None)
     if winner is None:
         raise RequestError(
-            f"{path}: its final stage trained {assignment}, and no trial in trials/ had these "
+            f"{place}: its final stage trained {assignment}, and no trial in trials/ had these "
             "parameters: the folder is not whole"
         )
     keep = scored_classes(first["classes"].tolist())
@@ -233,7 +233,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     """Raises RequestError where runs were not scored on the same pixels, or trained on others."""
     first = runs[0]
     for run in runs[1:]:
-        both = f"{first.folder.path} and {run.folder.path} cannot be compared"
+        both = f"{first.folder.place} and {run.folder.place} cannot be compared"
         if run.classes != first.classes:
             raise RequestError(
                 f"{both}: other classes ({', '.join(first.classes)} against "

@@ -1,12 +1,15 @@
-"""What the cache folder holds: decoded images, generated scenes, fetched files, leftovers; and its
-clearing.
+"""What the cache folder holds, and its clearing: decoded images, generated scenes, fetched files,
+copies of runs in an object store, leftovers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,15 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from segray.config import RequestError
-from segray.data.cache import META, cache_root, discard, lock_path
+from segray.data.cache import (
+    COPIES,
+    COPY_OF,
+    META,
+    RUN_LOCK,
+    cache_root,
+    discard,
+    lock_path,
+)
 from segray.data.fetch import FACTS
 
 # Ours: a cache, a set of scenes, files of an object store, what is being written or what a killed
@@ -38,7 +49,12 @@ class Stored:
     holds: str  # for people
     bytes: int
     used: float  # when it was last opened, in seconds since 1970
-    busy: bool  # being built, or deleted
+    busy: str  # what it is busy with, or ""
+
+    @property
+    def name(self) -> str:
+        """By which it is known: its path below the cache folder."""
+        return self.path.relative_to(cache_root()).as_posix()
 
     @property
     def unused_days(self) -> int:
@@ -55,7 +71,10 @@ def stored() -> list[Stored]:
             left = _SCRATCH.fullmatch(path.name) and time.time() - path.stat().st_mtime > HOUR
             if path.is_dir() and (left or _OURS.fullmatch(path.name)):
                 found.append(_look_at(path))
-    return sorted(found, key=lambda one: (-one.used, one.path.name))
+    for path in (copy for kind in COPIES for copy in root.glob(f"{kind}/*/*/")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(_look_at_copy(path))
+    return sorted(found, key=lambda one: (-one.used, one.name))
 
 
 def show_stored() -> None:
@@ -79,7 +98,7 @@ def clear_stored(
     if names and unused_days is not None:
         raise RequestError("expected names or --unused-days, got both: leave one of them out")
     found = stored()
-    there = {one.path.name for one in found}
+    there = {one.name for one in found}
     if unknown := [name for name in names if name not in there]:
         raise RequestError(
             f"{cache_root()}: expected the name of a folder there, got {', '.join(unknown)}; "
@@ -88,11 +107,11 @@ def clear_stored(
     chosen = [
         one
         for one in found
-        if (not names or one.path.name in names) and one.unused_days >= (unused_days or 0)
+        if (not names or one.name in names) and one.unused_days >= (unused_days or 0)
     ]
     for one in chosen:
         if one.busy:
-            _say(f"{one.path.name} is being built and stays")
+            _say(f"{one.name} is {one.busy} and stays")
     chosen = [one for one in chosen if not one.busy]
     if not chosen:
         _say(f"{cache_root()}: nothing to clear")
@@ -103,14 +122,52 @@ def clear_stored(
         return
     for one in chosen:
         try:
-            with FileLock(lock_path(one.path), timeout=0):
-                discard(one.path)
+            _delete(one.path)
         except Timeout:
-            _say(f"{one.path.name} is being built by now and stays")
+            _say(f"{one.name} is in use by now and stays")
         except PermissionError as error:
-            _say(f"{one.path.name} is somebody else's and stays ({error})")
+            _say(f"{one.name} is somebody else's and stays ({error})")
     gone = [one for one in chosen if not one.path.exists()]
     _say(f"freed {_total(gone)}")
+
+
+def _delete(path: Path) -> None:
+    """Raises Timeout where somebody is at work in it."""
+    if not _is_copy(path):
+        with FileLock(lock_path(path), timeout=0):
+            discard(path)
+        return
+    with (path / RUN_LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Timeout(lock.name) from None
+        shutil.rmtree(path)
+
+
+def _is_copy(path: Path) -> bool:
+    return (path.parent / COPY_OF).is_file()
+
+
+def _look_at_copy(path: Path) -> Stored:
+    """A copy's facts; what it was used for last may have changed nothing but its lock."""
+    files = [(file, file.stat()) for file in path.rglob("*") if file.is_file()]
+    used = max((facts.st_mtime for _, facts in files), default=path.stat().st_mtime)
+    holds = f"a copy of {(path.parent / COPY_OF).read_text()}/{path.name}"
+    busy = "in use by a sweep" if _is_copy_in_use(path) else ""
+    return Stored(path, holds, sum(facts.st_size for _, facts in files), used, busy)
+
+
+def _is_copy_in_use(path: Path) -> bool:
+    lock = path / RUN_LOCK
+    if not lock.is_file() or not os.access(lock, os.W_OK):
+        return False
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _look_at(path: Path) -> Stored:
@@ -119,11 +176,13 @@ def _look_at(path: Path) -> Stored:
     meta = path / kinds.get(path.name.lstrip(".").split("-")[0], META)
     used = (meta if meta.is_file() else path).stat().st_mtime
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    busy = _is_locked(path)
+    busy = "being built" if _is_locked(path) else ""
     if busy:
-        holds = "being built"
+        holds = busy
     elif "." in path.name or _SCRATCH.fullmatch(path.name):
         holds = "left by a process that was killed"
+    elif not any(path.iterdir()):
+        holds = "nothing: what should have come there did not"
     else:
         try:
             holds = _described(json.loads(meta.read_text()))
@@ -157,11 +216,11 @@ def _is_locked(path: Path) -> bool:
 
 
 def _list(found: Sequence[Stored]) -> None:
-    width = max(len(one.path.name) for one in found)
+    width = max(len(one.name) for one in found)
     for one in found:
         days = one.unused_days
         used = "today" if days == 0 else f"{days} day{'s' * (days != 1)} ago"
-        line = f"  {one.path.name:{width}}  {decimal(one.bytes):>9}  {used:>12}  {one.holds}"
+        line = f"  {one.name:{width}}  {decimal(one.bytes):>9}  {used:>12}  {one.holds}"
         _say(line)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from segray.config import RequestError, WorkError
+from segray.data.cache import RUN_LOCK
 
-LOCK = ".lock"  # of all processes of a sweep
 DRIVER = ".driver"  # of the one that runs it
 ORPHANS_S = 120.0  # a killed sweep's trials end with Ray, within seconds if the machine is free
 
@@ -19,7 +19,7 @@ ORPHANS_S = 120.0  # a killed sweep's trials end with Ray, within seconds if the
 @contextlib.contextmanager
 def at_work_in(run_folder: Path) -> Iterator[None]:
     """For a process that trains: while the context lasts, nobody else takes the folder up."""
-    with (run_folder / LOCK).open("a+") as file:
+    with (run_folder / RUN_LOCK).open("a+") as file:
         lock_shared(file)
         yield
 

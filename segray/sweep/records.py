@@ -32,9 +32,9 @@ from segray.config import (
     trial_count,
 )
 from segray.data import data_version
+from segray.data.cache import RUN_LOCK
 from segray.sweep.locks import (
     DRIVER,
-    LOCK,
     ORPHANS_S,
     lock_alone,
     lock_shared,
@@ -255,7 +255,7 @@ class RunFolder:
             f"{self.path} is in use by a sweep that is still running: wait for it, or stop it "
             "(Ctrl-C, or SIGTERM to its process)"
         )
-        with (self.path / DRIVER).open("a+") as driver, (self.path / LOCK).open("a+") as file:
+        with (self.path / DRIVER).open("a+") as driver, (self.path / RUN_LOCK).open("a+") as file:
             if not lock_unless_at_work(driver):
                 raise RequestError(in_use)
             until = time.monotonic() + ORPHANS_S
@@ -348,7 +348,7 @@ class RunFolder:
 
         Raises RequestError where one is at work.
         """
-        with (self.path / LOCK).open("a+") as file:
+        with (self.path / RUN_LOCK).open("a+") as file:
             if not lock_unless_at_work(file):
                 raise RequestError(
                     f"{self.path}: a sweep is at work in this folder; wait until it has ended"
@@ -359,7 +359,7 @@ class RunFolder:
         """Whether a sweep is at work in the folder, as far as the reader may know."""
         if self.remote:
             return at_work(self.remote)
-        path = self.path / LOCK
+        path = self.path / RUN_LOCK
         try:
             with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
                 return not lock_unless_at_work(file)
@@ -378,7 +378,7 @@ class RunFolder:
         folder = cls(path, secrets.token_hex(4), kind)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with (path / LOCK).open("a+") as file:  # of two that start at once, one has it
+            with (path / RUN_LOCK).open("a+") as file:  # of two that start at once, one has it
                 if not lock_alone(file):
                     raise RequestError(f"{path}: another sweep begins there at this moment")
                 if not _is_free(path):
@@ -557,7 +557,7 @@ def current(config: SweepConfig) -> Path:
     path = run_path(config)
     if remote_of(path) is not None:
         path.mkdir(parents=True, exist_ok=True)
-        with (path / DRIVER).open("a+") as driver, (path / LOCK).open("a+") as lock:
+        with (path / DRIVER).open("a+") as driver, (path / RUN_LOCK).open("a+") as lock:
             if lock_unless_at_work(driver) and lock_unless_at_work(lock):
                 RunFolder(path, "")._fetch()
     return path

@@ -25,22 +25,23 @@ from typing import Any, BinaryIO
 
 from segray.config import RequestError, SweepConfig, WorkError
 from segray.data import cache_root
+from segray.data.cache import COPIES, COPY_OF
 from segray.data.remote import RemoteError, RemoteFolder, RemoteRefused, is_remote
 
-URL = ".url"  # beside the copies of runs: where they are copies of
 LEASE = ".driver.json"  # in the store: which driver has the run, and that it lives
 ATTEMPT = ".attempt"  # in a trial's folder there: which attempt at the trial is the last
 BEAT_S = 10.0  # between two signs of life
 GONE_S = 45.0  # without one, and the driver is taken for dead
 TRIES_S = (1.0, 5.0, 20.0, 60.0, 120.0)  # between attempts at a store that does not answer
 PARTS = ("best", "checkpoint", "preds", "wandb")  # folders that only some readers need
+_WORK, _READ = COPIES  # those that sweeps work in, those of readers
 _log = logging.getLogger(__name__)
 
 
 def run_path(config: SweepConfig) -> Path:
     """The folder on this machine that a sweep works in; of an object store, the copy of it."""
     if is_remote(config.storage):
-        return _copies("runs", config.storage) / config.name
+        return _copies(_WORK, config.storage) / config.name
     return Path(config.storage) / config.name
 
 
@@ -58,7 +59,7 @@ def readable(place: str, *parts: str) -> Path:
     if not is_remote(place):
         return Path(place)
     storage, _, name = place.rstrip("/").rpartition("/")
-    copy = Copy(_copies("read", storage) / name, RemoteFolder(place))
+    copy = Copy(_copies(_READ, storage) / name, RemoteFolder(place))
     copy.fetch(lambda name: not heavy(name, but=parts), drop=True)
     if not copy.path.is_dir():
         raise RequestError(f"{place}: there is nothing; expected a run's folder, <storage>/<name>")
@@ -73,18 +74,18 @@ def publish(path: Path, *names: str) -> None:
 
 def remote_of(path: Path) -> RemoteFolder | None:
     """Where the run in `path` really is, if that is a copy."""
-    file = path.parent / URL
+    file = path.parent / COPY_OF
     return RemoteFolder(f"{file.read_text()}/{path.name}") if file.is_file() else None
 
 
 def _copies(kind: str, storage: str) -> Path:
     url = storage.rstrip("/")
     folder = cache_root() / kind / hashlib.sha256(url.encode()).hexdigest()[:12]
-    if not (folder / URL).is_file():
+    if not (folder / COPY_OF).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{URL}.{os.getpid()}"
+        temporary = folder / f"{COPY_OF}.{os.getpid()}"
         temporary.write_text(url)
-        temporary.replace(folder / URL)
+        temporary.replace(folder / COPY_OF)
     return folder
 
 

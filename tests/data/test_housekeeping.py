@@ -1,5 +1,6 @@
 """What the cache folder holds, as listed and cleared from the command line."""
 
+import fcntl
 import io
 import os
 import time
@@ -133,3 +134,31 @@ def test_leftovers_and_old_caches_are_listed_and_cleared(own_and_drawn, capsys) 
     assert command("clear", "--yes") == 0
     left = [path for path in decoded.path.parent.iterdir() if path.is_dir()]
     assert left == [decoded.path.with_name("not-ours")]
+
+
+def test_copies_of_runs_are_listed_and_cleared_but_for_those_in_use(own_cache, capsys) -> None:
+    copies = own_cache / "runs" / "0123456789ab"
+    for name in ("unet", "segformer"):
+        (copies / name).mkdir(parents=True)
+        (copies / name / "sweep.yaml").write_text("name: " + name)
+        (copies / name / ".lock").touch()
+    (copies / ".url").write_text("s3://lab/runs")
+    with (copies / "unet" / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as a trial's process has it
+        assert command("ls") == 0
+        said = capsys.readouterr().out
+        assert "runs/0123456789ab/segformer" in said
+        assert "a copy of s3://lab/runs/segformer" in said
+        assert command("clear", "--yes") == 0
+        assert "runs/0123456789ab/unet is in use by a sweep and stays" in capsys.readouterr().out
+        assert [path.name for path in sorted(copies.glob("*/"))] == ["unet"]
+    assert command("clear", "runs/0123456789ab/unet", "--yes") == 0
+    assert not list(copies.glob("*/"))
+
+
+def test_a_folder_that_stayed_empty_is_not_called_damaged(own_cache, capsys) -> None:
+    (own_cache / "files-0123abcd").mkdir(parents=True)
+    assert command("ls") == 0
+    assert "nothing: what should have come there did not" in capsys.readouterr().out
+    assert command("clear", "--yes") == 0
+    assert names() == set()

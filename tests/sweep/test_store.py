@@ -92,8 +92,11 @@ def test_a_run_in_the_store_is_seen_from_outside(sweep_file, segray, bucket, rem
     status = segray("status", remote.url)
     assert "1 of 1 trial ended, 1 of 1 final training" in status.stdout
     assert "The sweep is done." in status.stdout
-    compared = segray("compare", remote.url, "--no-cost", "--out", tmp_path / "page")
+    compared = segray("compare", remote.url, "--no-cost")
     assert compared.returncode == 0, compared.stderr
+    assert "The page: tiny-report/report.html" in compared.stdout
+    facts = json.loads((tmp_path / "tiny-report/compare.json").read_text())
+    assert facts["models"][0]["folder"] == remote.url
     image = next((tmp_path / "cache").rglob("*.png"), None) or _an_image(tmp_path)
     predicted = segray("predict", remote.url, image, "--out", tmp_path / "masks")
     assert predicted.returncode == 0, predicted.stderr
