@@ -6,7 +6,7 @@ S seeds of the final stage, N test images, K classes.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,8 @@ from segray.sweep.records import RunFolder
 from segray.sweep.trial_files import (
     TrialResult,
     ranked,
-    read_assignment,
     read_config,
     read_confusion,
-    read_outcome,
     reading,
 )
 from segray.train import read_records
@@ -104,16 +102,17 @@ def _open(folder: RunFolder, name: str) -> Run:
             f"{place} has no final stage, so nothing of it was scored on test. To add one:\n"
             f"  {again} {section}"
         )
+    ended = folder.final_results(config.final.seeds)
     finals, missing = [], []
     for seed in config.final.seeds:
-        at = folder.final(seed)
-        outcome = read_outcome(at)
-        if outcome is not None and (at / "metrics.json").is_file():
-            result = TrialResult(folder.final_id(at), at, read_assignment(at), outcome)
+        result = ended.get(seed)
+        if result is not None and (result.folder / "metrics.json").is_file():
             finals.append((seed, result))
-        else:
-            why = "it has not ended" if outcome is None else outcome.reason or outcome.state
-            missing.append(f"seed {seed}: {why}")
+            continue
+        why = "it has not ended"
+        if result is not None:
+            why = result.outcome.reason or result.outcome.state
+        missing.append(f"seed {seed}: {why}")
     if not finals and folder.running():
         raise RequestError(
             f"{place}: a sweep is at work there, and nothing is scored on test yet: wait for it "
@@ -135,7 +134,7 @@ def _open(folder: RunFolder, name: str) -> Run:
                 f"{result.folder}: it was scored on other images or masks than "
                 f"{finals[0][1].folder}. Remove both, and train and score them again:\n  {again}"
             )
-    trials = ranked(_ended(folder), config.metric.goal)
+    trials = ranked(folder.results(), config.metric.goal)
     assignment = finals[0][1].assignment
     winner = next((trial for trial in trials if trial.assignment == assignment), None)
     if winner is None:
@@ -167,12 +166,6 @@ def _open(folder: RunFolder, name: str) -> Run:
 def scored_classes(classes: Sequence[str]) -> list[int]:
     """The classes that count: all but void, where it is one."""
     return [k for k, name in enumerate(classes) if name != VOID]
-
-
-def _ended(folder: RunFolder) -> Iterator[TrialResult]:
-    for path in sorted(folder.path.glob("trials/*")):
-        if (outcome := read_outcome(path)) is not None:
-            yield TrialResult(path.name, path, read_assignment(path), outcome)
 
 
 def _same_truth(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) -> bool:

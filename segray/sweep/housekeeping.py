@@ -14,7 +14,7 @@ from segray.config import SweepConfig, trial_count
 from segray.sweep.budget import used
 from segray.sweep.progress import Running, Screen, count, size
 from segray.sweep.records import RunFolder
-from segray.sweep.trial_files import TrialResult, read_assignment, read_config, read_outcome
+from segray.sweep.trial_files import TrialResult, read_assignment, read_config, read_result
 from segray.tracking.sync import remember_uploaded, uploaded
 from segray.train import read_records
 
@@ -135,17 +135,15 @@ def _trials(path: Path, running: bool = False) -> tuple[list[TrialResult], list[
     """Of the trials in a folder: those that have ended, and those that have not."""
     ended, begun = [], []
     for folder in sorted(path.glob("[!.]*/")):  # a dot begins what is not whole yet
-        outcome = read_outcome(folder)
-        assignment = read_assignment(folder)
-        if outcome is not None:
-            ended.append(TrialResult(folder.name, folder, assignment, outcome))
+        if (result := read_result(folder.name, folder)) is not None:
+            ended.append(result)
             continue
         records = read_records(folder / "metrics.jsonl")
         last = records[-1] if records else {}
         begun.append(
             Running(
                 folder.name,
-                assignment,
+                read_assignment(folder),
                 started=time.monotonic() - sum(record["time/epoch_s"] for record in records),
                 epoch=last.get("epoch", 0),
                 value=last.get("value"),

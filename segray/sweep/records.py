@@ -51,7 +51,7 @@ from segray.sweep.store import (
     run_path,
     run_place,
 )
-from segray.sweep.trial_files import TrialResult, ranked, reading, row, write_text
+from segray.sweep.trial_files import TrialResult, ranked, read_result, reading, row, write_text
 
 PACKAGES = ("segray", "torch", "transformers", "ray", "optuna", "wandb", "numpy", "pillow")
 Kind = Literal["sweep", "train"]  # the command that made a run folder
@@ -188,14 +188,18 @@ class RunFolder:
                 )
         return total
 
+    def has(self, config: SweepConfig) -> bool:
+        """Whether the record says what `config` does, but for where the folder lies."""
+        recorded = self.config()
+        return _at_home_of(recorded, config) == recorded
+
     def adopt(self, config: SweepConfig) -> None:
         """Record what `config`, with which the run is taken up, has changed; it must be held."""
         (self.path / DONE).unlink(missing_ok=True)
-        recorded = self.config()
-        home = {"name": recorded.name, "storage": recorded.storage}  # of a folder that was moved
-        config = config.model_copy(update=home)
-        if config == recorded:
+        if self.has(config):
             return
+        recorded = self.config()
+        config = _at_home_of(recorded, config)
         file = self.path / "sweep.yaml"
         lines = file.read_text(encoding="utf-8").splitlines()
         header = [line for line in lines if line.startswith("#")]
@@ -322,6 +326,17 @@ class RunFolder:
         if (copy := self._copy) is not None:
             below = folder.relative_to(self.path).as_posix()
             insist(lambda: copy.push([f"{below}/{name}" for name in names]))
+
+    def results(self) -> list[TrialResult]:
+        """The trials of the search that have ended, by id."""
+        trials = (read_result(path.name, path) for path in sorted(self.path.glob("trials/[!.]*")))
+        return [trial for trial in trials if trial is not None]
+
+    def final_results(self, seeds: Iterable[int]) -> dict[int, TrialResult]:
+        """The trainings of the final stage that have ended, by seed."""
+        paths = {seed: self.final(seed) for seed in seeds}
+        trials = {seed: read_result(self.final_id(path), path) for seed, path in paths.items()}
+        return {seed: trial for seed, trial in trials.items() if trial is not None}
 
     def collect(self, folder: Path, *, weights: bool) -> None:
         """Fetch from the store what a trial has left there; `weights` and the like as well."""
@@ -540,6 +555,11 @@ def _quoted(argument: str) -> str:
         return shlex.quote(argument)
     escaped = argument.encode("unicode_escape").decode()
     return "$'" + escaped.replace("'", "\\'") + "'"
+
+
+def _at_home_of(recorded: SweepConfig, config: SweepConfig) -> SweepConfig:
+    """`config` for a folder that may have been moved since."""
+    return config.model_copy(update={"name": recorded.name, "storage": recorded.storage})
 
 
 def _holds_earlier(config: SweepConfig) -> RequestError:

@@ -148,6 +148,10 @@ def run_sweep(
             stack.enter_context(_hold(begun, screen))
             run_cap = begun.extended_by(extend) if extend else begun.config().run_cap
             config = config.model_copy(update={"run_cap": run_cap})
+            if (before := _ended_before(begun, config)) is not None:
+                screen.say("this sweep has come to its end, and nothing is left to do of it")
+                _summarise(config, before, (before.final or before.trials)[0], screen)
+                return before
         active = check_inputs(config, screen, new=begun is None)
         if begun is not None:
             begun.check_data(data_version(config.data))
@@ -185,6 +189,23 @@ def run_sweep(
     if finals and not scored:
         raise WorkError(f"the final stage failed: {finals[0].outcome.reason}")
     return result
+
+
+def _ended_before(folder: RunFolder, config: SweepConfig) -> SweepResult | None:
+    """What a sweep found that came to its end as `config` asks for; None: something is left."""
+    if not folder.done or not folder.has(config):
+        return None
+    seeds = config.final.seeds if config.final else []
+    finals = folder.final_results(seeds)
+    if any(
+        seed not in finals or not (finals[seed].folder / "metrics.json").is_file() for seed in seeds
+    ):
+        return None  # one that failed is tried again
+    for part in (folder.path / "best", *(final.folder for final in finals.values())):
+        folder.collect(part, weights=True)  # for the report
+    goal = config.metric.goal
+    trials = ranked(folder.results(), goal)
+    return SweepResult(folder.path, tuple(trials), tuple(ranked(finals.values(), goal)))
 
 
 def run_training(

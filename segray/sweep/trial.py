@@ -330,12 +330,13 @@ class _Reporter:
 
     def report(self, metrics: Metrics) -> Stop | None:
         view.tell(self._tracker, metrics)
-        print(
-            f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
-            f"{metrics['value']:.4f}  best {metrics['best']:.4f}  "
-            f"train/loss {metrics['train/loss']:.4f}  {metrics['time/epoch_s']:.1f} s",
-            flush=True,
-        )
+        if distributed.rank() == 0:
+            print(
+                f"epoch {metrics['epoch']}/{self._epochs}  {self._metric} "
+                f"{metrics['value']:.4f}  best {metrics['best']:.4f}  "
+                f"train/loss {metrics['train/loss']:.4f}  {metrics['time/epoch_s']:.1f} s",
+                flush=True,
+            )
         return self._tell(metrics)
 
 

@@ -159,6 +159,14 @@ def read_outcome(folder: Path) -> Outcome | None:
         return Outcome(**json.loads(path.read_text()))
 
 
+def read_result(trial_id: str, folder: Path) -> TrialResult | None:
+    """A trial with what became of it, or None if it has not ended."""
+    outcome = read_outcome(folder)
+    if outcome is None:
+        return None
+    return TrialResult(trial_id, folder, read_assignment(folder), outcome)
+
+
 def failed_outcome(folder: Path, reason: str) -> Outcome:
     """The ending of a trial whose process could not write one: what its metrics.jsonl holds."""
     records = read_records(folder / "metrics.jsonl")

@@ -67,7 +67,9 @@ def test_a_finished_sweep_taken_up_again_stays_as_it_is(sweep_file, segray, tmp_
     assert segray("clean", tmp_path / "runs/tiny", "--yes").returncode == 0
     run = segray("sweep", file, "--resume")
     assert run.returncode == 0, run.stderr
-    assert "1 trial had ended" in run.stdout
+    assert "has come to its end" in run.stdout
+    assert "starting Ray" not in run.stdout
+    assert "Best: trial 000" in run.stdout
     for path, content in before.items():
         if "checkpoint" not in path.parts:
             assert path.read_bytes() == content
@@ -156,6 +158,7 @@ def test_a_journal_cut_off_in_the_middle_of_a_line_is_mended(sweep_file, segray,
     file = sweep_file(run_cap=2, tracking={"wandb": {"mode": "disabled"}})
     assert segray("sweep", file, "train.epochs=1").returncode == 0
     run = tmp_path / "runs/tiny"
+    (run / ".done").unlink()
     journal = run / "study.journal"
     with journal.open("ab") as stream:
         stream.write(b'{"op_code": 5, "worker')

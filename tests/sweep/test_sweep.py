@@ -304,6 +304,8 @@ def test_trials_of_two_workers_are_pruned_beside_another_ray(sweep_file, leaderb
             other.stdin.close()
     rows = leaderboard(result.folder)
     assert [rows[trial]["state"] for trial in ("000", "001")] == ["finished", "pruned"]
+    log = (result.folder / "trials/000/log.txt").read_text()
+    assert log.count("epoch 1/") == 1  # of both workers
 
 
 def test_train_runs_once_without_ray_and_leaves_what_a_trial_leaves(sweep_file, segray, tmp_path):
