@@ -69,7 +69,8 @@ def ray_cluster() -> Iterator[Cluster]:
     if address:
         _check_reachable(address)
     given = [name for name in _PASSED_ON if name in os.environ]
-    os.environ["SEGRAY_CACHE"] = str(cache_root())  # trials run in other folders
+    if "SEGRAY_CACHE" in os.environ:
+        os.environ["SEGRAY_CACHE"] = str(cache_root())  # absolute: trials run in other folders
     token: dict[str, str] = {}
     if address:
         known = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()

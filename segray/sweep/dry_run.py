@@ -24,6 +24,7 @@ from segray.config.yaml_file import brief
 from segray.data import cache_root, count_images, is_cached
 from segray.data.fetch import Survey
 from segray.data.samples import pooled
+from segray.sweep.budget import longest
 from segray.sweep.estimate import (
     cache_bytes,
     checkpoint_bytes,
@@ -71,7 +72,7 @@ def show_plan(sweep: SweepFile) -> None:
 
 
 def _plan(config: SweepConfig, sources: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    trials, epochs = trial_count(config), config.train.epochs
+    trials, epochs = trial_count(config), longest(config)
     yield "trials", f"{trials} by {config.method}" + _stops(config)
     if told := left_to_chance(config, sources):
         yield "at random", told

@@ -303,7 +303,7 @@ class _Desk:
             again = self._second_try(spec, fault)
             if again is None:
                 write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
-            self._folder.save_training(spec.folder, "error.txt", "outcome.json")
+            self._folder.save_training(spec.folder, "error.txt", "outcome.json", "log.txt")
         if again is None:
             self._book(spec, failed_outcome(spec.folder, fault.reason))
             return

@@ -22,6 +22,7 @@ import torch
 from segray.config import SweepConfig, TrialConfig, reachable, trial_config, trial_count
 from segray.config.schema import Asha, Hyperband, Median, StopRule
 from segray.data import cache_root, cores
+from segray.sweep.budget import longest
 from segray.sweep.placement import Plan, plan, plan_final, this_machine
 from segray.sweep.progress import count
 from segray.sweep.space import brackets
@@ -180,7 +181,7 @@ def estimate(
     final: Plan | None,
 ) -> Estimate:
     """Time and size of the whole sweep; `images` of train, val and test."""
-    trials, epochs = trial_count(config), max(reachable(config, "train.epochs"))
+    trials, epochs = trial_count(config), longest(config)
     epoch_s = bench.epoch_s(images, search.workers)
     most = math.ceil(trials / search.concurrent) * epochs * epoch_s
     passed = epochs_of(trials, epochs, config.early_terminate)
@@ -190,6 +191,10 @@ def estimate(
     expected = min(most, max(epochs, passed / search.concurrent) * epoch_s)
     if config.budget.hours is not None:  # running trials end after their epoch
         limit = 3600 * config.budget.hours + epoch_s
+        expected, most = min(expected, limit), min(most, limit)
+    if config.budget.gpu_hours is not None and search.gpus_per_worker:
+        at_once = search.workers * search.gpus_per_worker * search.concurrent
+        limit = 3600 * config.budget.gpu_hours / at_once + epoch_s
         expected, most = min(expected, limit), min(most, limit)
     final_s, trainings = 0.0, 0
     if final is not None and config.final is not None:

@@ -54,7 +54,7 @@ def show_status(path: Path) -> None:
         screen.leaderboard(finals_ended, "Final", finals_begun)
     if running:
         screen.line("\nA sweep is at work in this folder.")
-    elif not folder.done and (len(finals_ended) < wanted or (missing > 0 and not wanted)):
+    elif not folder.done if folder.kind == "sweep" else missing > 0:
         screen.line(
             "\nNo sweep is at work in this folder, and not all is done. To go on:\n"
             f"  {folder.resume_command()}"

@@ -33,6 +33,7 @@ from segray.config import (
 )
 from segray.data import data_version
 from segray.data.cache import RUN_LOCK
+from segray.data.remote import RemoteFolder, is_remote
 from segray.sweep.locks import (
     DRIVER,
     ORPHANS_S,
@@ -41,7 +42,6 @@ from segray.sweep.locks import (
     lock_unless_at_work,
 )
 from segray.sweep.store import (
-    LEASE,
     Copy,
     Lease,
     at_work,
@@ -86,18 +86,20 @@ class RunFolder:
     @staticmethod
     def is_free(config: SweepConfig) -> bool:
         """Whether the sweep's folder holds nothing yet."""
-        return _is_free(current(config))
+        if is_remote(config.storage):
+            return all(name.startswith(".") for name in RemoteFolder(run_place(config)).files())
+        return _is_free(run_path(config))
 
     @classmethod
     def check_free(cls, config: SweepConfig) -> None:
         """Raises RequestError where the sweep's folder holds something already."""
-        path = current(config)
-        if _is_free(path):
+        if cls.is_free(config):
             return
-        if cls(path, "").running():
+        folder = cls(run_path(config), "")
+        if folder.running():
             raise RequestError(
-                f"{path}: a sweep is at work there: wait for it, or give this one another name "
-                f"(name={config.name}-2)"
+                f"{folder.place}: a sweep is at work there: wait for it, or give this one another "
+                f"name (name={config.name}-2)"
             )
         raise _holds_earlier(config)
 
@@ -130,7 +132,8 @@ class RunFolder:
         folder = cls.open(path)
         if folder.kind != kind:
             raise RequestError(
-                f"{path} was made by `segray {folder.kind}`: go on with {folder.resume_command()}"
+                f"{folder.place} was made by `segray {folder.kind}`: go on with "
+                f"{folder.resume_command()}"
             )
         recorded = folder.config()
         if folder.extended:  # then the number of trials is the folder's own
@@ -183,7 +186,7 @@ class RunFolder:
             total = min(total, trial_count(recorded.model_copy(update={"run_cap": None})))
             if total == trial_count(recorded):
                 raise RequestError(
-                    f"{self.path} has run every combination of its grid, {total} trials: there is "
+                    f"{self.place} has run every combination of its grid, {total} trials: there is "
                     "nothing to add; give it more values under another name="
                 )
         return total
@@ -256,7 +259,7 @@ class RunFolder:
         does not happen within ORPHANS_S, or where the other driver lives.
         """
         in_use = (
-            f"{self.path} is in use by a sweep that is still running: wait for it, or stop it "
+            f"{self.place} is in use by a sweep that is still running: wait for it, or stop it "
             "(Ctrl-C, or SIGTERM to its process)"
         )
         with (self.path / DRIVER).open("a+") as driver, (self.path / RUN_LOCK).open("a+") as file:
@@ -339,10 +342,22 @@ class RunFolder:
         return {seed: trial for seed, trial in trials.items() if trial is not None}
 
     def collect(self, folder: Path, *, weights: bool) -> None:
-        """Fetch from the store what a trial has left there; `weights` and the like as well."""
-        if self.remote is not None:
-            copy = Copy(folder, self.remote / folder.relative_to(self.path).as_posix())
-            insist(lambda: copy.fetch(lambda name: weights or not heavy(name)))
+        """Fetch from the store what a trial has left there; `weights` and the like as well.
+
+        A longer log of this machine stays: it has the last words of a process that died.
+        """
+        if self.remote is None:
+            return
+        copy = Copy(folder, self.remote / folder.relative_to(self.path).as_posix())
+        log = folder / "log.txt"
+
+        def wanted(name: str) -> bool:
+            if name == log.name and log.is_file():
+                there = copy.remote.file(name)
+                return there is not None and there.bytes > log.stat().st_size
+            return weights or not heavy(name)
+
+        insist(lambda: copy.fetch(wanted))
 
     @property
     def exported(self) -> bool:
@@ -366,7 +381,7 @@ class RunFolder:
         with (self.path / RUN_LOCK).open("a+") as file:
             if not lock_unless_at_work(file):
                 raise RequestError(
-                    f"{self.path}: a sweep is at work in this folder; wait until it has ended"
+                    f"{self.place}: a sweep is at work in this folder; wait until it has ended"
                 )
             yield
 
@@ -396,6 +411,8 @@ class RunFolder:
             with (path / RUN_LOCK).open("a+") as file:  # of two that start at once, one has it
                 if not lock_alone(file):
                     raise RequestError(f"{path}: another sweep begins there at this moment")
+                if folder.remote:
+                    folder._fetch()  # what an earlier run left here may be gone there
                 if not _is_free(path):
                     raise _holds_earlier(config)
                 write_text(path / "sweep.yaml", folder._sweep_yaml(config, command))
@@ -586,7 +603,7 @@ def current(config: SweepConfig) -> Path:
 def _is_the_drivers(name: str) -> bool:
     """Whether a file of a run folder is written by the driver, and is of no machine alone."""
     top = name.split("/")[0]
-    return top not in (*OF_TRIALS, ".ray", DRIVER, LEASE) and not re.fullmatch(r"\..*lock", top)
+    return top not in (*OF_TRIALS, ".ray", DRIVER) and not re.fullmatch(r"\..*lock", top)
 
 
 def _is_free(path: Path) -> bool:

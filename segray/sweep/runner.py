@@ -25,7 +25,7 @@ from segray.config import (
 from segray.data import class_colours, data_version, open_dataset
 from segray.models import save_model
 from segray.sweep import space
-from segray.sweep.budget import shared
+from segray.sweep.budget import longest, shared
 from segray.sweep.cluster import RayLost, dead_process, ray_cluster
 from segray.sweep.faults import put_down, understand
 from segray.sweep.final import run_final, run_list
@@ -169,7 +169,7 @@ def run_sweep(
             screen.say(f"extended to {count(trial_count(config), 'trial')}")
         screen.say(
             f"{count(trial_count(config), 'trial')} of up to "
-            f"{count(config.train.epochs, 'epoch')} by {config.method}, "
+            f"{count(longest(config), 'epoch')} by {config.method}, "
             f"{search.concurrent} at a time: {search}"
         )
         if config.final is not None:
@@ -381,6 +381,8 @@ def _search(
                 pruner=space.pruner(config),
                 deadline=search.ledger.deadline,
             )
+        if search.closed:
+            search.end_unfinished()
     results = ranked(search.results, config.metric.goal)
     if search.too_many_failed:
         screen.leaderboard(results, "Trials")
@@ -455,10 +457,16 @@ def _summarise(config: SweepConfig, result: SweepResult, kept: TrialResult, scre
     if scored:
         screen.line("  final/seed_<k>/   test metrics, predictions, one confusion matrix an image")
     screen.line(f"  best/             the weights of {kept.id}")
-    if (folder / "wandb").is_dir():
-        screen.line(f"  wandb/            W&B runs; see them with: wandb leet {folder}/wandb")
-    if list(folder.glob("wandb/offline-run-*")):
-        screen.line(f"                    upload them with: segray sync {folder}")
+    tracked = {path.name for path in folder.glob("wandb/*")}
+    if remote:
+        tracked = {name.split("/")[0] for name in (remote / "wandb").files()}
+    if tracked:
+        see = "" if remote else f"; see them with: wandb leet {folder}/wandb"
+        screen.line(f"  wandb/            W&B runs{see}")
+    if any(name.startswith("offline-run-") for name in tracked):
+        screen.line(
+            f"                    upload them with: segray sync {remote.url if remote else folder}"
+        )
 
 
 def _require_score(ranked_trials: Sequence[TrialResult], folder: RunFolder) -> None:

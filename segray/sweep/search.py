@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,14 +34,14 @@ from segray.sweep.trial_files import (
     Stage,
     TrialResult,
     TrialSpec,
-    failed_outcome,
+    outcome_of,
     ranked,
     read_config,
     read_outcome,
     read_second_try,
     write_outcome,
 )
-from segray.train import read_records
+from segray.train import kept_records, read_records
 
 NOTE_S = 60.0  # between two notes of how long the search has been at work
 DRAWS = 1000  # of values for one trial, until `require` allows them
@@ -155,12 +154,15 @@ class Search:
     def end_unfinished(self) -> None:
         """Book trials that began before, and that the budget lets not go on, as they stand."""
         for spec in self.unfinished:
-            outcome = failed_outcome(spec.folder, "the sweep's budget was used up")
-            if outcome.epochs:
-                outcome = replace(outcome, state="budget")
+            self.folder.collect(spec.folder, weights=True)
+            # An epoch without its checkpoint, as a kill may leave one, has no weights to offer.
+            records = kept_records(spec.folder)
+            if records:
+                outcome = outcome_of(records, "budget", "the sweep's budget was used up")
                 write_outcome(spec.folder, outcome)
                 self.folder.save_training(spec.folder, "outcome.json")
                 self._book(TrialResult(spec.id, spec.folder, spec.assignment, outcome))
+        self.unfinished.clear()
         self._write()
 
     def end(self, result: TrialResult) -> None:

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,13 +54,15 @@ def readable(place: str, *parts: str) -> Path:
     """A run folder to read from: `place` itself, or a copy of what the store has at this moment.
 
     A driver's own copy is another one, so that whoever reads is in nobody's way. Of the large
-    `PARTS` those that are named are fetched.
+    `PARTS` those that are named are fetched; in wandb/ `segray sync` may be at work, so it stays.
     """
     if not is_remote(place):
         return Path(place)
     storage, _, name = place.rstrip("/").rpartition("/")
     copy = Copy(_copies(_READ, storage) / name, RemoteFolder(place))
-    copy.fetch(lambda name: not heavy(name, but=parts), drop=True)
+    copy.fetch(
+        lambda name: not heavy(name, but=parts), drop=lambda name: not name.startswith("wandb/")
+    )
     if not copy.path.is_dir():
         raise RequestError(f"{place}: there is nothing; expected a run's folder, <storage>/<name>")
     return copy.path
@@ -70,6 +72,15 @@ def publish(path: Path, *names: str) -> None:
     """Bring files of a run folder to the store, if it is a copy."""
     if (remote := remote_of(path)) is not None:
         insist(lambda: Copy(path, remote).push(names))
+
+
+def publish_new(path: Path, part: str) -> None:
+    """Bring files below `part` of a run folder to the store that lacks them, if it is a copy."""
+    if (remote := remote_of(path)) is None:
+        return
+    copy = Copy(path / part, remote / part)
+    there = copy.remote.files()
+    insist(lambda: copy.push([name for name in _files(copy.path) if name not in there]))
 
 
 def remote_of(path: Path) -> RemoteFolder | None:
@@ -103,18 +114,24 @@ class Copy:
         self._known: dict[str, tuple[int, int]] = {}  # what was brought: time of change, length
 
     def fetch(
-        self, wanted: Callable[[str], bool] = lambda name: True, *, drop: bool = False
+        self,
+        wanted: Callable[[str], bool] = lambda name: True,
+        *,
+        drop: Callable[[str], bool] = lambda name: False,
     ) -> None:
         """Bring here what the store has of the wanted names.
 
-        Other files stay as they are; with `drop` those go that the store does not have.
+        Of the files that the store does not have, those to `drop` are deleted. Signs of
+        life stay there: they come and go.
         """
-        there = self.remote.files()
-        if drop:
-            for name in _files(self.path):
-                if name not in there:
-                    (self.path / name).unlink(missing_ok=True)
-        names = [name for name in there if wanted(name)]
+        there = [n for n in self.remote.files() if n.split("/")[-1] not in (LEASE, ATTEMPT)]
+        for name in _files(self.path):
+            if name not in there and drop(name):
+                (self.path / name).unlink(missing_ok=True)
+        self.fetch_named([name for name in there if wanted(name)])
+
+    def fetch_named(self, names: Sequence[str]) -> None:
+        """Bring these files here."""
         for _ in self.remote.download_all(names, self.path):
             pass
         self._known |= {name: _stamp((self.path / name).stat()) for name in names}
@@ -280,7 +297,7 @@ class Keeper:
         """Make the folder what the store has of it."""
         shutil.rmtree(self._copy.path, ignore_errors=True)
         self._copy.path.mkdir(parents=True)
-        self._copy.fetch(lambda name: name != ATTEMPT)
+        self._copy.fetch()
 
     def start(self) -> None:
         """Begin to bring epochs to the store."""
@@ -292,14 +309,14 @@ class Keeper:
         `last` before `best` where both are of this epoch, as `best` can be made from it; else
         `best` first, as an epoch that was passed over may have left it behind. Checkpoints are
         opened now, since the next epoch's take their names; the record may have grown by the time
-        it is read, which does no harm. An epoch that finds the one before still waiting takes its
-        place.
+        it is read, which does no harm. The log goes last: should the process die, there is at least
+        so much of it. An epoch that finds the one before still waiting takes its place.
         """
         last, best = "checkpoint/last.safetensors", "checkpoint/best.safetensors"
         order = (last, best) if is_best else (best, last)
         with self._wake:
             self._close()
-            for name in ("config.yaml", "metrics.jsonl", *order):
+            for name in ("config.yaml", "metrics.jsonl", *order, "log.txt"):
                 with contextlib.suppress(FileNotFoundError):
                     self._waiting.append((name, (self._copy.path / name).open("rb")))
             self._wake.notify()

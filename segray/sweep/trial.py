@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -258,13 +258,22 @@ def _name(spec: TrialSpec) -> str:
     return spec.folder.relative_to(spec.run_folder).as_posix()
 
 
-def _bring_predictions(spec: TrialSpec) -> None:
-    """Those that workers on other machines than the first one's have written."""
-    if spec.remote is not None and distributed.rank() != 0 and distributed.local_rank() == 0:
-        preds = Copy(spec.folder / "preds", RemoteFolder(spec.remote) / f"{_name(spec)}/preds")
+def _bring_predictions(spec: TrialSpec, shown: Sequence[str]) -> None:
+    """Those that workers on other machines than the first one's have written.
+
+    Of them worker 0 fetches the ids that the tracker shows.
+    """
+    if spec.remote is None:
+        distributed.wait_for_all()
+        return
+    preds = Copy(spec.folder / "preds", RemoteFolder(spec.remote) / f"{_name(spec)}/preds")
+    if distributed.rank() != 0 and distributed.local_rank() == 0:
         names = [f.relative_to(preds.path).as_posix() for f in preds.path.rglob("*.png")]
         insist(lambda: preds.push(names))
     distributed.wait_for_all()
+    if distributed.rank() == 0:
+        names = [name for at in shown if not (preds.path / (name := f"{at}.png")).is_file()]
+        insist(lambda: preds.fetch_named(names))
 
 
 def _run(
@@ -369,7 +378,8 @@ def _score_test(spec: TrialSpec, dataset: Dataset, device: torch.device) -> None
         native=True,
         keep=keep,
     )
-    _bring_predictions(spec)
+    shown = positions[: spec.wandb["images"]] if spec.wandb["mode"] != "disabled" else []
+    _bring_predictions(spec, [dataset.ids[position] for position in shown])
     metrics = {"test/loss": loss}
     metrics |= {f"test/{k}": v for k, v in scores(confusion.sum(0), dataset.classes).items()}
     if distributed.rank() == 0:

@@ -12,7 +12,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from segray.config import RequestError, TrialConfig, dump
 from segray.config.yaml_file import read as read_yaml
-from segray.train import Outcome, read_records
+from segray.train import Metrics, Outcome, State, read_records
 
 Stage = Literal["trial", "candidate", "final"]
 """trial: of the search. candidate: one of final.top_k, with another seed. final: the winner with
@@ -169,10 +169,14 @@ def read_result(trial_id: str, folder: Path) -> TrialResult | None:
 
 def failed_outcome(folder: Path, reason: str) -> Outcome:
     """The ending of a trial whose process could not write one: what its metrics.jsonl holds."""
-    records = read_records(folder / "metrics.jsonl")
+    return outcome_of(read_records(folder / "metrics.jsonl"), "failed", reason)
+
+
+def outcome_of(records: Sequence[Metrics], state: State, reason: str) -> Outcome:
+    """An ending that is told from outside, of a trial that left these records."""
     last = records[-1] if records else {}
     return Outcome(
-        state="failed",
+        state=state,
         reason=reason,
         objective=last.get("objective"),
         best_value=last.get("best"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from segray.data import open_dataset
 from segray.sweep.records import RunFolder
+from segray.sweep.store import publish_new
 from segray.sweep.trial_files import (
     Stage,
     TrialSpec,
@@ -40,6 +42,7 @@ def start(spec: TrialSpec, mode: Mode) -> Tracker:
         job_type=spec.stage,
         config=spec.config.model_dump(mode="json") | {"assignment": dict(spec.assignment)},
         folder=spec.run_folder,
+        place=spec.remote or str(spec.run_folder),
         classes=spec.config.data.class_names,
     )
 
@@ -93,7 +96,10 @@ def finish(
             confusion["test"] = read_confusion(spec.folder / "confusion.npz")["confusion"].sum(0)
             tables["categories"] = _categories(spec.config.data.class_names, test, at_best)
             if images:
-                shown["test"] = _test_images(spec)
+                try:
+                    shown["test"] = _test_images(spec)
+                except Exception:  # those of val are shown all the same
+                    traceback.print_exc()
     tracker.finish(
         summary,
         confusion=confusion,
@@ -110,7 +116,11 @@ def sync(paths: Sequence[Path], say: Callable[[str], None], *, untracked: bool =
     """
     folders = [RunFolder.open(path) for path in paths if not is_comparison(path)]
     recorded = [run for folder in folders for run in _recorded(folder)]
-    return sync_runs(paths, say, recorded, untracked=untracked)
+    try:
+        return sync_runs(paths, say, recorded, untracked=untracked)
+    finally:
+        for path in paths:  # copies: what tells that a run was uploaded belongs to all of them
+            publish_new(path, "wandb")
 
 
 def _recorded(folder: RunFolder) -> Iterator[Recorded]:
@@ -208,7 +218,7 @@ def _categories(classes: Sequence[str], test: Metrics, val: Metrics) -> Table:
 
 def _test_images(spec: TrialSpec) -> list[TrackedImage]:
     """A few images of test and what the final evaluation kept: no model sees them once more."""
-    dataset = open_dataset(spec.config.data)
+    dataset = open_dataset(spec.config.data, version=spec.data_version)
     shown = []
     for at in dataset.splits.test[: spec.wandb["images"]]:
         truth = dataset.masks[at]  # (H, W)

@@ -110,15 +110,16 @@ def start_tracker(
     config: Mapping[str, object],
     folder: Path,
     classes: Sequence[str],
+    place: str | None = None,
 ) -> Tracker:
     """Start tracking one run; call it in one process of the run only (rank 0).
 
     `auto` obeys WANDB_MODE, and otherwise is online where W&B knows a key (WANDB_API_KEY, or its
     netrc entry) and offline where not. Files go to `folder`/wandb. A `run_id` seen before goes on.
-    `classes` are the K class names. Whatever goes wrong stands in the tracker's `warning`, and is
-    said once by the logger "segray": online falls back to offline, offline to none. A server that
-    failed a run, or was slow, is left alone by this process for ten minutes: runs that start
-    meanwhile are offline. Nothing is raised.
+    `classes` are the K class names; `place` is where people find `folder`, if that is a copy.
+    Whatever goes wrong stands in the tracker's `warning`, and is said once by the logger "segray":
+    online falls back to offline, offline to none. A server that failed a run, or was slow, is left
+    alone by this process for ten minutes: runs that start meanwhile are offline. Nothing is raised.
     """
     # Decided before the import below: switched off must not cost it.
     disabled_by_environment = os.environ.get("WANDB_MODE", "").lower() == "disabled"
@@ -129,6 +130,7 @@ def start_tracker(
     return WandbTracker(
         mode,
         folder=Path(folder),
+        place=place or str(folder),
         classes=classes,
         project=project,
         entity=entity,

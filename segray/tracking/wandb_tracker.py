@@ -70,10 +70,11 @@ class WandbTracker:
     """
 
     def __init__(
-        self, mode: Mode, *, folder: Path, classes: Sequence[str], **identity: Any
+        self, mode: Mode, *, folder: Path, place: str, classes: Sequence[str], **identity: Any
     ) -> None:
         self.warning: str | None = None
-        self._folder, self._classes, self._identity = folder, classes, identity
+        self._folder, self._place = folder, place
+        self._classes, self._identity = classes, identity
         self._began, self._waited = time.monotonic(), 0.0
         self._run: wandb.Run | None = None
         self._writing: FileLock | None = None
@@ -222,8 +223,8 @@ class WandbTracker:
         self._keep(_server.fault)
 
     def _keep(self, cause: str) -> None:
-        sync = shlex.join(["segray", "sync", str(self._folder)])
-        self._say(f"what its server lacks is kept in {self._folder / 'wandb'}, for `{sync}`", cause)
+        sync = shlex.join(["segray", "sync", self._place])
+        self._say(f"what its server lacks is kept in {self._place}/wandb, for `{sync}`", cause)
 
     def _say(self, consequence: str, cause: str) -> None:
         """The consequence first: all runs share it, while each process words the cause anew."""

@@ -142,6 +142,24 @@ def test_a_dry_run_shows_every_value_with_its_source_and_starts_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_counts_the_epochs_of_the_longest_trial(sweep_file, segray):
+    longer = {"train.epochs": {"values": [2, 40]}}
+    run = segray("sweep", sweep_file(parameters=longer, method="random", run_cap=3), "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert "up to 40 a trial, 120 in the search" in " ".join(run.stdout.split())
+
+
+def test_a_dry_run_fetches_nothing_of_an_earlier_run_in_a_store(
+    sweep_file, segray, bucket, tmp_path, monkeypatch
+):
+    bucket.put("runs/tiny/sweep.yaml", b"name: tiny\n")
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "empty"))
+    run = segray("sweep", sweep_file(storage=f"{bucket.url}/runs"), "--dry-run")
+    assert run.returncode == 0, run.stderr
+    assert "which holds an earlier run" in " ".join(run.stdout.split())
+    assert not list((tmp_path / "empty").rglob("sweep.yaml"))
+
+
 NAME, PATIENCE = "train.schedule.name", "train.schedule.patience"
 
 

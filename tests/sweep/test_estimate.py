@@ -100,6 +100,7 @@ def test_epochs_expected_under_a_rule_are_those_of_its_pruner(sweep_file, rule):
             81 * 8,
         ),
         ({"run_cap": 10, "budget": {"hours": 0.1}}, Plan(1, 1, 0, 1), 368, 368),
+        ({"run_cap": 10, "budget": {"gpu_hours": 0.1}}, Plan(1, 1, 1, 2), 188, 188),
         (
             {"train": {"batch_size": 4}, "parameters": {"train.epochs": {"values": [3, 20]}}},
             Plan(1, 1, 0, 3),

@@ -45,6 +45,17 @@ def test_status_of_a_run_that_was_killed(copy, segray):
     assert command in run.stdout
 
 
+def test_status_of_a_run_whose_winner_may_not_stand(copy, segray):
+    """All there was to do has ended, but the sweep had not come to its end: trials were added to
+    it, its final training failed, or it was killed before it wrote best/.
+    """
+    (copy / ".done").unlink()
+    run = segray("status", copy)
+    assert "6 of 6 trials ended, 1 of 1 final training" in run.stdout
+    assert "not all is done" in run.stdout
+    assert "--resume" in run.stdout
+
+
 def test_status_of_a_run_at_work(copy, segray):
     (copy / "trials/003/outcome.json").unlink()
     with RunFolder.open(copy).hold(lambda: None):

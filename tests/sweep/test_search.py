@@ -6,6 +6,7 @@ import math
 
 import optuna
 import pytest
+import torch
 from optuna.trial import TrialState
 
 from segray.config import SweepConfig, satisfied
@@ -15,7 +16,7 @@ from segray.sweep.placement import Plan
 from segray.sweep.records import RunFolder
 from segray.sweep.search import Search
 from segray.sweep.trial_files import FINISHED, TrialResult, write_outcome
-from segray.train import Outcome
+from segray.train import Outcome, checkpoint
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 EPOCHS, TRIALS = 6, 18
@@ -187,7 +188,11 @@ def test_what_began_and_may_not_go_on_is_booked_as_it_stands(begin):
     halfway.folder.mkdir(parents=True)
     line = {"epoch": 1, "objective": 0.9, "best": 0.9, "best_epoch": 1, "value": 0.9}
     line |= {"time/ended": 0.0, "time/epoch_s": 5.0}
-    (halfway.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    beyond = line | {"epoch": 2, "best": 0.95, "best_epoch": 2}  # killed before its checkpoint
+    lines = "".join(json.dumps(record) + "\n" for record in (line, beyond))
+    (halfway.folder / "metrics.jsonl").write_text(lines)
+    last = halfway.folder / "checkpoint" / "last.safetensors"
+    checkpoint.save(last, {"progress": {"epoch": 1}}, torch.nn.Linear(1, 1))
     sweep.folder.write_seconds_at_work(3601)
     budget = sweep.config.budget.model_copy(update={"hours": 1.0})
     late = Search(
@@ -202,4 +207,5 @@ def test_what_began_and_may_not_go_on_is_booked_as_it_stands(begin):
         halfway.id: "budget",
     }
     assert late.results[-1].outcome.best_value == 0.9
+    assert late.results[-1].outcome.epochs == 1
     assert not drawn.folder.exists()  # it had not begun, and may yet

@@ -197,7 +197,7 @@ def test_a_copy_brings_what_changed(remote, tmp_path):
     assert names(remote) == ["a"]
     there.fetch()
     assert (there.path / "deep/b").is_file()
-    there.fetch(drop=True)
+    there.fetch(drop=lambda name: True)
     assert not (there.path / "deep/b").exists()
 
 
@@ -282,6 +282,39 @@ def test_the_outcome_is_brought_last_and_then_the_last_checkpoint_goes(keeper):
     assert deleted == [([LAST], keeper.sent), ([ATTEMPT], keeper.sent)]
     kept = [BEST, "config.yaml", "metrics.jsonl", "outcome.json", "preds/a.png"]
     assert names(keeper.trial) == kept
+
+
+def test_the_log_is_brought_with_each_epoch(keeper):
+    """A process that is killed has no other moment for it."""
+    keeper.go_on.set()
+    (keeper.folder / "log.txt").write_text("epoch 1")
+    keeper.write(1, True)
+    until(lambda: keeper.trial.read("log.txt") == b"epoch 1")
+
+
+def test_the_last_words_of_a_dead_process_are_kept(begun, remote):
+    """On the driver's own machine: what its log has beyond what was brought."""
+    _, folder = begun
+    trial = folder.trial("000")
+    (remote / "trials/000").write("log.txt", b"epoch 1\n")
+    folder.collect(trial, weights=False)
+    assert (trial / "log.txt").read_text() == "epoch 1\n"
+    with (trial / "log.txt").open("a") as log:
+        log.write("Segmentation fault")
+    folder.collect(trial, weights=False)
+    folder.save_training(trial, "log.txt")
+    assert (remote / "trials/000").read("log.txt") == b"epoch 1\nSegmentation fault"
+
+
+def test_what_tells_that_a_run_was_uploaded_is_for_every_copy(begun, remote):
+    run = "wandb/offline-run-20260101_000000-a"
+    remote.write(f"{run}/run-a.wandb", b"log")
+    read = readable(remote.url, "wandb")
+    (read / run / "run-a.wandb.synced").touch()
+    readable(remote.url)  # as `segray status` beside it
+    assert (read / run / "run-a.wandb.synced").is_file()
+    store.publish_new(read, "wandb")
+    assert sorted(remote.files())[-2:] == [f"{run}/run-a.wandb", f"{run}/run-a.wandb.synced"]
 
 
 def test_a_folder_that_was_wiped_takes_nothing_from_the_store(keeper):
