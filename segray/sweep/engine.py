@@ -115,20 +115,23 @@ def run_trials(
 class _Stopped(BaseException):
     """The sweep cannot go on. No Exception: Tune would take it for the failure of a trial."""
 
-    def __init__(self, error: WorkError | None) -> None:
+    def __init__(self, error: Exception | None) -> None:
         self.error = error  # None: the queue knows why
 
 
 @contextlib.contextmanager
 def _or_stop() -> Iterator[None]:
-    """A record that cannot be written ends the sweep."""
+    """A record that cannot be written ends the sweep; so does what nobody foresaw.
+
+    Tune would take an exception while a trial is booked for a failure of the trial.
+    """
     try:
         yield
     except OSError as error:
         raise _Stopped(_paused(f"{error.strerror or error}: {error.filename}")) from None
     except RemoteError as error:
         raise _Stopped(_paused(str(error))) from None
-    except WorkError as error:  # another driver has the run
+    except Exception as error:  # as when another driver has the run
         raise _Stopped(error) from None
 
 
@@ -238,8 +241,7 @@ class _Desk:
     def next(self) -> TrialSpec | None:
         """The trial to start now; None: none now, and none at all once no trial is `busy`."""
         self._free_stranded()
-        with _or_stop():
-            spec = self._again.pop(0) if self._again else self._queue.next()
+        spec = self._again.pop(0) if self._again else self._queue.next()
         if spec is not None:
             self._running[spec.id] = oom_kills()
             self._screen.wait(spec.id, spec.assignment)
@@ -268,8 +270,7 @@ class _Desk:
 
     def epoch(self, spec: TrialSpec, result: Mapping[str, Any]) -> None:
         self._screen.epoch(spec.id, result["epoch"], result["value"], result["best"])
-        with _or_stop():
-            self._queue.epoch(spec.id, result["epoch"])
+        self._queue.epoch(spec.id, result["epoch"])
         self._close_if_asked()
 
     def ended(self, spec: TrialSpec) -> None:
@@ -298,12 +299,11 @@ class _Desk:
             raise _Stopped(_paused(f"the disk of {spec.run_folder} is full ({fault.reason})"))
         if fault.kind == "store_lost":
             raise _Stopped(_paused(fault.reason))
-        with _or_stop():
-            put_down(spec.folder, fault.reason, account)
-            again = self._second_try(spec, fault)
-            if again is None:
-                write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
-            self._folder.save_training(spec.folder, "error.txt", "outcome.json", "log.txt")
+        put_down(spec.folder, fault.reason, account)
+        again = self._second_try(spec, fault)
+        if again is None:
+            write_outcome(spec.folder, failed_outcome(spec.folder, fault.reason))
+        self._folder.save_training(spec.folder, "error.txt", "outcome.json", "log.txt")
         if again is None:
             self._book(spec, failed_outcome(spec.folder, fault.reason))
             return
@@ -313,8 +313,7 @@ class _Desk:
 
     def _collect(self, spec: TrialSpec) -> None:
         """See to it that a trial's records are on this machine."""
-        with _or_stop():
-            self._folder.collect(spec.folder, weights=spec.stage != "trial")
+        self._folder.collect(spec.folder, weights=spec.stage != "trial")
 
     def _lost(self, spec: TrialSpec) -> dict[str, str]:
         """Which of the nodes that a trial had workers on are gone: id -> name."""
@@ -342,8 +341,7 @@ class _Desk:
     def _book(self, spec: TrialSpec, outcome: Outcome) -> None:
         del self._running[spec.id]
         result = TrialResult(spec.id, spec.folder, spec.assignment, outcome)
-        with _or_stop():
-            self._queue.end(result)
+        self._queue.end(result)
         self._screen.end(result)
         if self._queue.hopeless:
             raise _Stopped(None)  # the others stand at their last epoch, for --resume
@@ -364,7 +362,8 @@ class _Source(Searcher):
         self._desk, self._board = desk, board
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        spec = self._desk.next()
+        with _or_stop():
+            spec = self._desk.next()
         if spec is not None:
             return {"spec": spec, "board": self._board}
         return None if self._desk.busy else Searcher.FINISHED
@@ -401,27 +400,32 @@ class _Booking(TrialProgressCallback):
         return {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self._desk.look_round()
+        with _or_stop():
+            self._desk.look_round()
 
     def on_trial_start(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._desk.started(trial.config["spec"])
+        with _or_stop():
+            self._desk.started(trial.config["spec"])
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         if "epoch" in result:  # else the trial's last word, which has no metrics
-            self._desk.epoch(trial.config["spec"], result)
+            with _or_stop():
+                self._desk.epoch(trial.config["spec"], result)
 
     def on_trial_complete(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
-        self._desk.ended(trial.config["spec"])
+        with _or_stop():
+            self._desk.ended(trial.config["spec"])
 
     def on_trial_error(
         self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
     ) -> None:
         path = Path(trial.error_file or "")
         account = path.read_text() if path.is_file() else "worker process has died"
-        self._desk.failed(trial.config["spec"], account)
+        with _or_stop():
+            self._desk.failed(trial.config["spec"], account)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -79,13 +80,15 @@ def test_nodes_that_are_being_started_are_named(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ray = Path(sys.executable).with_name("ray")
     namespace = ["unshare", "-p", "-m", "-f", "--mount-proc", "--kill-child"]
-    run = subprocess.run(
-        [*namespace, sys.executable, "-c", SCRIPT, str(ray)],
-        env=kept | variables,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    # A folder of its own: in /tmp/ray it would leave word of itself, which others then look for.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        run = subprocess.run(
+            [*namespace, sys.executable, "-c", SCRIPT, str(ray)],
+            env=kept | variables | {"RAY_TMPDIR": short},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "the autoscaler is starting 1 x spot"
 

@@ -19,7 +19,9 @@ from segray.train import probe
 HEAD = """
 import logging, sys, ray
 memory = int(sys.argv[1])
-context = ray.init(num_cpus=2, _memory=memory, log_to_driver=False, logging_level=logging.ERROR)
+context = ray.init(
+    "local", num_cpus=2, _memory=memory, log_to_driver=False, logging_level=logging.ERROR
+)
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
@@ -268,7 +270,7 @@ def test_ray_that_runs_in_this_process_already_is_refused_with_the_way_on():
 import logging, ray
 from segray.config import RequestError
 from segray.sweep.cluster import ray_cluster
-ray.init(num_cpus=1, include_dashboard=False, logging_level=logging.CRITICAL)
+ray.init("local", num_cpus=1, include_dashboard=False, logging_level=logging.CRITICAL)
 try:
     with ray_cluster():
         pass

@@ -282,13 +282,14 @@ def test_trials_of_two_workers_are_pruned_beside_another_ray(sweep_file, leaderb
     """Their places are freed: the sweep ends. The other Ray instance would mislead Train's own
     clean-up, which asks a dashboard.
     """
-    code = "import ray, sys; ray.init(num_cpus=1); print('up', flush=True); sys.stdin.read()"
+    code = (
+        "import ray, sys; ray.init('local', num_cpus=1); print('up', flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         try:
-            while "up" not in other.stdout.readline():
-                pass
+            assert any("up" in line for line in other.stdout), "the other Ray has not come up"
             config = load_sweep(
                 sweep_file(
                     method="grid",
