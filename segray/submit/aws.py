@@ -74,10 +74,9 @@ def let_head_pass_its_role(cluster: Cluster) -> bool:
     that role, so after `ray up`. Says whether it changed anything; raises RequestError where AWS
     refuses (cluster.yaml has the command for somebody who may).
     """
-    types = cluster["available_node_types"]
     roles = {
-        name: (node.get("node_config", {}).get("IamInstanceProfile") or {}).get("Name")
-        for name, node in types.items()
+        name: (config.get("IamInstanceProfile") or {}).get("Name")
+        for name, config in _configs(cluster).items()
     }
     if roles.pop(cluster["head_node_type"], None) or RAYS_ROLE not in roles.values():
         return False
@@ -91,6 +90,12 @@ def let_head_pass_its_role(cluster: Cluster) -> bool:
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         iam.put_role_policy(RoleName=RAYS_ROLE, PolicyName=name, PolicyDocument=policy)
     return True
+
+
+def _configs(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """What EC2 is asked for, by node type; a key that is left empty asks for nothing."""
+    types = cluster["available_node_types"]
+    return {name: node.get("node_config") or {} for name, node in types.items()}
 
 
 def _region(cluster: Cluster) -> str:
@@ -132,9 +137,9 @@ def _talking(cluster: Cluster) -> Iterator[Any]:
 
 def _images(cluster: Cluster) -> set[str]:
     """Images that a file names rather than giving their id, which differs by region."""
-    configs = [node.get("node_config", {}) for node in cluster["available_node_types"].values()]
-    given = {config["ImageId"] for config in configs if isinstance(config.get("ImageId"), str)}
-    return {image for image in given if not image.startswith(("ami-", "resolve:"))}
+    given = [config.get("ImageId") for config in _configs(cluster).values()]
+    names = {image for image in given if isinstance(image, str)}
+    return {image for image in names if not image.startswith(("ami-", "resolve:"))}
 
 
 def _image(ec2: Any, name: str, region: str) -> str:
@@ -166,8 +171,8 @@ def _vpc(ec2: Any, cluster: Cluster) -> str:
     given = sorted(
         {
             subnet
-            for node in cluster["available_node_types"].values()
-            for subnet in node.get("node_config", {}).get("SubnetIds", [])
+            for config in _configs(cluster).values()
+            for subnet in config.get("SubnetIds") or []
         }
     )
     found = ec2.describe_subnets(**({"SubnetIds": given} if given else {}))["Subnets"]

@@ -346,7 +346,8 @@ def _notes(cluster: Cluster, head: Head) -> tuple[Path, Path]:
 def _question(cluster: Cluster) -> str:
     provider = cluster["provider"]["type"]
     if provider == "local":
-        machines = [cluster["provider"].get("head_ip"), *cluster["provider"].get("worker_ips", [])]
+        workers = cluster["provider"].get("worker_ips") or []
+        machines = [cluster["provider"].get("head_ip"), *workers]
         return f"Ray will be started on {', '.join(map(str, machines))}. Go on?"
     return (
         f"This starts machines on {provider}, which cost money until `ray down`: a head now, "
@@ -420,7 +421,8 @@ def _answers(head: Head) -> bool:
 def _wait_for_workers(cluster: Cluster, head: Head) -> None:
     """Wait for Ray on one's own machines, which the head starts once it is up; not for ever."""
     machines = len(cluster["provider"].get("worker_ips") or [])
-    wanted = min(machines, *(cluster.get(key, machines) for key in ("min_workers", "max_workers")))
+    bounds = [cluster.get(key) for key in ("min_workers", "max_workers")]
+    wanted = min([machines, *(bound for bound in bounds if bound is not None)])
     until, shown = time.monotonic() + WORKERS_S, None
     while (there := _workers(head)) < wanted:
         if time.monotonic() > until:

@@ -105,6 +105,18 @@ def test_a_head_with_a_role_of_the_users_own_is_left_alone(cluster):
     assert not aws.let_head_pass_its_role(cluster)
 
 
+def test_what_is_left_empty_asks_for_nothing(client, tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "cluster_name: small\nprovider: {type: aws, region: us-west-2, availability_zone: }\n"
+        "head_node_type: head\navailable_node_types: {head: {node_config: }, gpu: {node_config: "
+        "{ImageId: , SubnetIds: , IamInstanceProfile: }}}\n"
+    )
+    cluster = read_cluster(file)
+    assert aws.prepare(cluster, "203.0.113.7/32").keys() == {GROUP}
+    assert not aws.let_head_pass_its_role(cluster)
+
+
 def test_without_boto3_the_extra_is_named(cluster, monkeypatch):
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(RequestError, match=r"pip install .*\[aws\]"):

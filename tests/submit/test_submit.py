@@ -384,6 +384,16 @@ def test_those_that_do_not_come_are_not_waited_for_for_ever(go, monkeypatch):
     assert "job submit" in head.asked[-1]
 
 
+def test_an_own_head_may_have_no_workers(go, lab):
+    cluster = yaml.safe_load(lab.read_text())
+    cluster["provider"]["worker_ips"] = cluster["min_workers"] = cluster["max_workers"] = None
+    lab.write_text(yaml.safe_dump(cluster))
+    code, said = go(FakeHead(workers=[0]), follow=False)
+    assert code == 0
+    assert said[0] == "Ray will be started on 10.0.0.1. Go on?"
+    assert not any("orkers are" in line for line in said)
+
+
 def test_the_head_is_asked_for_its_jobs_and_its_workers(monkeypatch, capsys):
     node = {"node_ip": "10.0.0.1", "is_head_node": True, "state": "ALIVE"}
     worker = node | {"node_ip": "10.0.0.2", "is_head_node": False}
@@ -420,6 +430,7 @@ def test_the_job_is_told_where_s3_is(go, monkeypatch):
 
 def test_a_cluster_of_another_kind_does_not_take_anothers_place(go, kept, lab):
     was = "cluster_name: lab\nprovider: {type: aws, region: us-west-2}\n"
+    was += "head_node_type: head\navailable_node_types: {head: {}}\n"
     kept.write_text(was)
     head = FakeHead()
     for ask in (lambda: go(head), lambda: show_status(lab, ["/mnt/runs/x"], print)):
