@@ -51,17 +51,42 @@ def _own_address() -> str:
         ) from None
 
 
-def prepare(cluster: Cluster, network: str) -> dict[str, str]:
+def security_groups(cluster: Cluster) -> dict[str, list[str]]:
+    """The groups that the file gives to each node type; GROUP stands for segray's.
+
+    Raises RequestError for a node type without any: Ray's own is open to the whole internet.
+    """
+    groups = {}
+    for name, config in _configs(cluster).items():
+        # Of a machine with several interfaces AWS and Ray want the groups there.
+        given = [one.get("Groups") for one in config.get("NetworkInterfaces") or []]
+        given = given or [config.get("SecurityGroupIds")]
+        for some in given:
+            if not some or not isinstance(some, list) or not all(isinstance(g, str) for g in some):
+                raise RequestError(
+                    f"available_node_types.{name}.node_config: expected SecurityGroupIds: [{GROUP}]"
+                    ", a group that segray makes and opens to your address alone, or the ids of "
+                    f"your own groups, got {some!r}; a machine without any gets Ray's group, whose "
+                    "port 22 is open to the whole internet"
+                )
+        groups[str(name)] = sorted({group for some in given for group in some})
+    return groups
+
+
+def prepare(cluster: Cluster, network: str | None) -> dict[str, str]:
     """What `fill` puts into a cluster file: the security group's id, and images' ids.
 
     The group is `segray-<cluster_name>` in the VPC that Ray will take, made where it is missing. It
     is segray's own: port 22 from `network`, everything among its members, and whatever else it let
-    in, such as the address of an earlier submit, is taken out. Raises RequestError where boto3 is
-    missing, where AWS refuses, or where the region has no such image or no public subnet.
+    in, such as the address of an earlier submit, is taken out. Without a `network` there is none:
+    the file's groups are all the user's own. Raises RequestError where boto3 is missing, where AWS
+    refuses, or where the region has no such image or no public subnet.
     """
     with _talking(cluster) as client:
         ec2 = client("ec2")
         values = {name: _image(ec2, name, _region(cluster)) for name in _images(cluster)}
+        if network is None:
+            return values
         group = _group(ec2, _vpc(ec2, cluster), str(cluster["cluster_name"]))
         _restrict(ec2, group, network)
     return values | {GROUP: group}
