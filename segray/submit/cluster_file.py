@@ -135,6 +135,10 @@ def for_own_machines(
 ) -> Cluster:
     """The same cluster on machines that are there already, reached by ssh.
 
+    Derives from the shipped cluster.yaml the file that its block "Machines of your own" tells a
+    person to write. No command calls it: tests run sweeps on hosts with what it returns, and see
+    to it that block and function agree.
+
     A cloud's node types, image, docker and the commands that serve them go; the rest stays: what
     is shipped, how Ray is started (with autoscaler v1, the only one that starts Ray on such
     machines). A head without workers trains, too. `setup_commands` replace the cluster's own, where
