@@ -311,7 +311,8 @@ def submit(
         typer.Option(
             "--from",
             metavar="CIDR",
-            help="Who may reach the head's port 22 on AWS; default: your address alone.",
+            help="Who may reach the head's port 22 on AWS, by segray's security group; default: "
+            "your address alone.",
         ),
     ] = None,
     follow: Annotated[

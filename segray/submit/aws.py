@@ -51,17 +51,42 @@ def _own_address() -> str:
         ) from None
 
 
-def prepare(cluster: Cluster, network: str) -> dict[str, str]:
+def security_groups(cluster: Cluster) -> dict[str, list[str]]:
+    """The groups that the file gives to each node type; GROUP stands for segray's.
+
+    Raises RequestError for a node type without any: Ray's own is open to the whole internet.
+    """
+    groups = {}
+    for name, config in _configs(cluster).items():
+        # Of a machine with several interfaces AWS and Ray want the groups there.
+        given = [one.get("Groups") for one in config.get("NetworkInterfaces") or []]
+        given = given or [config.get("SecurityGroupIds")]
+        for some in given:
+            if not some or not isinstance(some, list) or not all(isinstance(g, str) for g in some):
+                raise RequestError(
+                    f"available_node_types.{name}.node_config: expected SecurityGroupIds: [{GROUP}]"
+                    ", a group that segray makes and opens to your address alone, or the ids of "
+                    f"your own groups, got {some!r}; a machine without any gets Ray's group, whose "
+                    "port 22 is open to the whole internet"
+                )
+        groups[str(name)] = sorted({group for some in given for group in some})
+    return groups
+
+
+def prepare(cluster: Cluster, network: str | None) -> dict[str, str]:
     """What `fill` puts into a cluster file: the security group's id, and images' ids.
 
     The group is `segray-<cluster_name>` in the VPC that Ray will take, made where it is missing. It
     is segray's own: port 22 from `network`, everything among its members, and whatever else it let
-    in, such as the address of an earlier submit, is taken out. Raises RequestError where boto3 is
-    missing, where AWS refuses, or where the region has no such image or no public subnet.
+    in, such as the address of an earlier submit, is taken out. Without a `network` there is none:
+    the file's groups are all the user's own. Raises RequestError where boto3 is missing, where AWS
+    refuses, or where the region has no such image or no public subnet.
     """
     with _talking(cluster) as client:
         ec2 = client("ec2")
         values = {name: _image(ec2, name, _region(cluster)) for name in _images(cluster)}
+        if network is None:
+            return values
         group = _group(ec2, _vpc(ec2, cluster), str(cluster["cluster_name"]))
         _restrict(ec2, group, network)
     return values | {GROUP: group}
@@ -74,10 +99,9 @@ def let_head_pass_its_role(cluster: Cluster) -> bool:
     that role, so after `ray up`. Says whether it changed anything; raises RequestError where AWS
     refuses (cluster.yaml has the command for somebody who may).
     """
-    types = cluster["available_node_types"]
     roles = {
-        name: (node.get("node_config", {}).get("IamInstanceProfile") or {}).get("Name")
-        for name, node in types.items()
+        name: (config.get("IamInstanceProfile") or {}).get("Name")
+        for name, config in _configs(cluster).items()
     }
     if roles.pop(cluster["head_node_type"], None) or RAYS_ROLE not in roles.values():
         return False
@@ -91,6 +115,12 @@ def let_head_pass_its_role(cluster: Cluster) -> bool:
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         iam.put_role_policy(RoleName=RAYS_ROLE, PolicyName=name, PolicyDocument=policy)
     return True
+
+
+def _configs(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """What EC2 is asked for, by node type; a key that is left empty asks for nothing."""
+    types = cluster["available_node_types"]
+    return {name: node.get("node_config") or {} for name, node in types.items()}
 
 
 def _region(cluster: Cluster) -> str:
@@ -132,9 +162,9 @@ def _talking(cluster: Cluster) -> Iterator[Any]:
 
 def _images(cluster: Cluster) -> set[str]:
     """Images that a file names rather than giving their id, which differs by region."""
-    configs = [node.get("node_config", {}) for node in cluster["available_node_types"].values()]
-    given = {config["ImageId"] for config in configs if isinstance(config.get("ImageId"), str)}
-    return {image for image in given if not image.startswith(("ami-", "resolve:"))}
+    given = [config.get("ImageId") for config in _configs(cluster).values()]
+    names = {image for image in given if isinstance(image, str)}
+    return {image for image in names if not image.startswith(("ami-", "resolve:"))}
 
 
 def _image(ec2: Any, name: str, region: str) -> str:
@@ -166,8 +196,8 @@ def _vpc(ec2: Any, cluster: Cluster) -> str:
     given = sorted(
         {
             subnet
-            for node in cluster["available_node_types"].values()
-            for subnet in node.get("node_config", {}).get("SubnetIds", [])
+            for config in _configs(cluster).values()
+            for subnet in config.get("SubnetIds") or []
         }
     )
     found = ec2.describe_subnets(**({"SubnetIds": given} if given else {}))["Subnets"]

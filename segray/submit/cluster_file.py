@@ -56,6 +56,8 @@ def read_cluster(file: str | Path) -> Cluster:
         raise RequestError(
             f"{path}: file_mounts: expected a path there: a path here, got {mounts!r}"
         )
+    if provider["type"] == "aws":
+        _check_node_types(path, data)
     folder = path.absolute().parent
     data["file_mounts"] = {
         there: here
@@ -64,6 +66,33 @@ def read_cluster(file: str | Path) -> Cluster:
         for there, here in mounts.items()
     }
     return data
+
+
+def _check_node_types(path: Path, data: Cluster) -> None:
+    """Ray would put types of its own in the place of none, in a group that is open to everybody."""
+    types = data.get("available_node_types")
+    if not isinstance(types, dict) or not types:
+        raise RequestError(
+            f"{path}: available_node_types: expected a mapping with a node type for the head and "
+            f"those for workers, as in cluster.yaml at the root of segray's repository, got {types}"
+        )
+    for name, node in types.items():
+        if not isinstance(node, dict):
+            raise RequestError(
+                f"{path}: available_node_types.{name}: expected a mapping with node_config, got "
+                f"{node!r}"
+            )
+        if not isinstance(node.get("node_config") or {}, dict):
+            raise RequestError(
+                f"{path}: available_node_types.{name}.node_config: expected a mapping of what EC2 "
+                f"is asked for, as in InstanceType: m6i.large, got {node['node_config']!r}"
+            )
+    head = data.get("head_node_type")
+    if not isinstance(head, str) or head not in types:
+        raise RequestError(
+            f"{path}: head_node_type: expected one of available_node_types "
+            f"({', '.join(map(str, types))}), got {head!r}"
+        )
 
 
 def fill(cluster: Cluster, values: Mapping[str, str]) -> Cluster:
@@ -105,6 +134,10 @@ def for_own_machines(
     setup_commands: Sequence[str] | None = None,
 ) -> Cluster:
     """The same cluster on machines that are there already, reached by ssh.
+
+    Derives from the shipped cluster.yaml the file that its block "Machines of your own" tells a
+    person to write. No command calls it: tests run sweeps on hosts with what it returns, and see
+    to it that block and function agree.
 
     A cloud's node types, image, docker and the commands that serve them go; the rest stays: what
     is shipped, how Ray is started (with autoscaler v1, the only one that starts Ray on such

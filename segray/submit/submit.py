@@ -27,6 +27,7 @@ from segray.config.load import read_unchecked
 from segray.data.remote import is_remote
 from segray.submit import aws, jobs
 from segray.submit.cluster_file import (
+    GROUP,
     LEFT,
     NETRC,
     TOKEN,
@@ -127,6 +128,7 @@ def submit(
             f"To run it again, give it another name, as in name={configs[0].name}-2"
         )
     elif job is None or not job.at_work:
+        _check_token(cluster, cluster_file)
         values = _from_the_cloud(cluster, head, network)  # refuses before anybody is asked
         if not confirm(_question(cluster)):
             raise RequestError("nothing was started")
@@ -346,7 +348,8 @@ def _notes(cluster: Cluster, head: Head) -> tuple[Path, Path]:
 def _question(cluster: Cluster) -> str:
     provider = cluster["provider"]["type"]
     if provider == "local":
-        machines = [cluster["provider"].get("head_ip"), *cluster["provider"].get("worker_ips", [])]
+        workers = cluster["provider"].get("worker_ips") or []
+        machines = [cluster["provider"].get("head_ip"), *workers]
         return f"Ray will be started on {', '.join(map(str, machines))}. Go on?"
     return (
         f"This starts machines on {provider}, which cost money until `ray down`: a head now, "
@@ -354,12 +357,31 @@ def _question(cluster: Cluster) -> str:
     )
 
 
+def _check_token(cluster: Cluster, file: Path) -> None:
+    """RequestError for a file that brings Ray's token to no node, which nothing else would tell."""
+    if TOKEN not in cluster["file_mounts"].values():
+        raise RequestError(
+            f"{file}: file_mounts: expected ~/.ray/auth_token: {TOKEN} among them, in the place of "
+            "which segray puts the secret that Ray asks of whoever connects; without it no node "
+            "has one"
+        )
+
+
 def _from_the_cloud(cluster: Cluster, head: Head, network: str | None) -> dict[str, str]:
     """What `fill` puts into the file of a cloud's cluster; nothing for one's own machines."""
     if cluster["provider"]["type"] == "aws":
-        allowed = aws.callers_network(network)
+        groups = aws.security_groups(cluster)
+        segrays = any(GROUP in given for given in groups.values())
+        if network is not None and not segrays:
+            raise RequestError(
+                f"--from {network}: the cluster's file names security groups of your own alone, "
+                "which segray leaves as they are: let the address in there, or write "
+                f"SecurityGroupIds: [{GROUP}] for a group that segray makes and opens to it"
+            )
+        allowed = aws.callers_network(network) if segrays else None
         values = aws.prepare(cluster, allowed)
-        head.say(f"Port 22 of the cluster is open to {allowed} alone.")
+        for line in _who_may_reach(groups, allowed):
+            head.say(line)
         return values
     if network is not None:
         raise RequestError(
@@ -367,6 +389,22 @@ def _from_the_cloud(cluster: Cluster, head: Head, network: str | None) -> dict[s
             "machines' own firewall does"
         )
     return {}
+
+
+def _who_may_reach(groups: Mapping[str, Sequence[str]], allowed: str | None) -> list[str]:
+    """What to say of port 22, by node type: only of segray's group is it known who may come."""
+    own = {name: [one for one in given if one != GROUP] for name, given in groups.items()}
+    closed = [name for name in groups if not own[name]]
+    which = "the cluster" if len(closed) == len(groups) else ", ".join(closed)
+    said = [f"Port 22 of {which} is open to {allowed} alone."] if closed else []
+    for name, others in own.items():
+        if others:
+            also = f", and to {allowed}" if GROUP in groups[name] else ""
+            said.append(
+                f"Port 22 of {name} is open to whom your own security groups let in "
+                f"({', '.join(others)}){also}; segray leaves these groups as they are."
+            )
+    return said
 
 
 def _fill_in(cluster: Cluster, head: Head, values: Mapping[str, str]) -> None:
@@ -420,7 +458,8 @@ def _answers(head: Head) -> bool:
 def _wait_for_workers(cluster: Cluster, head: Head) -> None:
     """Wait for Ray on one's own machines, which the head starts once it is up; not for ever."""
     machines = len(cluster["provider"].get("worker_ips") or [])
-    wanted = min(machines, *(cluster.get(key, machines) for key in ("min_workers", "max_workers")))
+    bounds = [cluster.get(key) for key in ("min_workers", "max_workers")]
+    wanted = min([machines, *(bound for bound in bounds if bound is not None)])
     until, shown = time.monotonic() + WORKERS_S, None
     while (there := _workers(head)) < wanted:
         if time.monotonic() > until:

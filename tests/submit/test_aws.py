@@ -46,6 +46,38 @@ def test_port_22_is_open_to_the_latest_address_alone(client, cluster):
     assert lets_in(client, group) == ([("tcp", 22, 22, "198.51.100.0/24")], True)
 
 
+def test_groups_of_the_users_own_stay_as_they_are_and_segrays_is_not_made(client, cluster):
+    ec2 = client("ec2")
+    mine = ec2.create_security_group(GroupName="mine", Description="mine")["GroupId"]
+    own = fill(cluster, {GROUP: mine})
+    assert set(map(tuple, aws.security_groups(own).values())) == {(mine,)}
+    assert GROUP not in aws.prepare(own, None)
+    groups = ec2.describe_security_groups()["SecurityGroups"]
+    assert {group["GroupName"] for group in groups} == {"default", "mine"}
+    assert lets_in(client, mine)[0] == []
+
+
+@pytest.mark.parametrize("given", [None, [], "SECURITY_GROUP", [22]])
+def test_a_machine_that_would_get_rays_group_is_refused(cluster, given):
+    cluster["available_node_types"]["gpu-spot"]["node_config"]["SecurityGroupIds"] = given
+    with pytest.raises(
+        RequestError, match=r"types\.gpu-spot\.node_config: expected Sec"
+    ) as refused:
+        aws.security_groups(cluster)
+    assert "SecurityGroupIds: [SECURITY_GROUP]" in str(refused.value)
+    assert "port 22 is open to the whole internet" in str(refused.value)
+
+
+def test_groups_of_a_machines_interfaces_count(cluster):
+    head = cluster["available_node_types"]["head"]["node_config"]
+    del head["SecurityGroupIds"]
+    head["NetworkInterfaces"] = [{"Groups": ["sg-2"]}, {"Groups": ["sg-1", "sg-2"]}]
+    assert aws.security_groups(cluster)["head"] == ["sg-1", "sg-2"]
+    del head["NetworkInterfaces"][1]["Groups"]
+    with pytest.raises(RequestError, match=r"types\.head\.node_config: .* got None"):
+        aws.security_groups(cluster)
+
+
 def test_two_clusters_have_two_groups_each_in_the_vpc_that_ray_takes(client, cluster):
     first = aws.prepare(cluster, "203.0.113.7/32")[GROUP]
     second = aws.prepare(cluster | {"cluster_name": "other"}, "203.0.113.7/32")[GROUP]
@@ -102,6 +134,18 @@ def test_the_head_may_hand_on_its_role_once_ray_has_made_it(client, cluster):
 def test_a_head_with_a_role_of_the_users_own_is_left_alone(cluster):
     head = cluster["available_node_types"]["head"]["node_config"]
     head["IamInstanceProfile"] = {"Name": "mine"}
+    assert not aws.let_head_pass_its_role(cluster)
+
+
+def test_what_is_left_empty_asks_for_nothing(client, tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(
+        "cluster_name: small\nprovider: {type: aws, region: us-west-2, availability_zone: }\n"
+        "head_node_type: head\navailable_node_types: {head: {node_config: }, gpu: {node_config: "
+        "{ImageId: , SubnetIds: , IamInstanceProfile: }}}\n"
+    )
+    cluster = read_cluster(file)
+    assert aws.prepare(cluster, "203.0.113.7/32").keys() == {GROUP}
     assert not aws.let_head_pass_its_role(cluster)
 
 

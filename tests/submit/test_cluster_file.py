@@ -22,6 +22,7 @@ from segray.submit.submit import _is_shared
 
 SCHEMA = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
 COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands")
+AWS = "cluster_name: x\nprovider: {type: aws}\n"
 STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
 
 
@@ -159,7 +160,7 @@ def test_ray_down_leaves_ray_on_own_workers_alone(cluster, own):
 def test_local_paths_are_relative_to_the_files_own_folder(tmp_path, monkeypatch):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "x.yaml").write_text(
-        "cluster_name: x\nprovider: {type: aws}\n"
+        "cluster_name: x\nprovider: {type: gcp}\n"
         "file_mounts: {~/a: ../data, ~/b: /b, ~/c: ~/c, ~/.ray/auth_token: TOKEN_FILE}\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -183,6 +184,12 @@ def test_local_paths_are_relative_to_the_files_own_folder(tmp_path, monkeypatch)
         ("cluster_name: ../x\nprovider: {type: aws}", "cluster_name: expected a name of letters"),
         ("cluster_name: x", "provider.type: expected aws, gcp, local"),
         ("cluster_name: x\nprovider: {type: aws}\nfile_mounts: [a]", "file_mounts: expected"),
+        (AWS, "available_node_types: expected a mapping with a node type for the head .* got None"),
+        (f"{AWS}available_node_types: {{}}", "available_node_types: expected a mapping"),
+        (f"{AWS}available_node_types: {{a: }}", r"available_node_types\.a: expected .* got None"),
+        (f"{AWS}available_node_types: {{a: {{node_config: [b]}}}}", r"a\.node_config: .* got \['b"),
+        (f"{AWS}available_node_types: {{a: {{}}}}", r"head_node_type: .* \(a\), got None"),
+        (f"{AWS}available_node_types: {{a: {{}}}}\nhead_node_type: b", r"\(a\), got 'b'"),
     ],
 )
 def test_what_is_no_cluster_file_is_refused(tmp_path, text, said):

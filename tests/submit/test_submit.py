@@ -195,6 +195,92 @@ def test_who_may_reach_own_machines_is_not_segrays_to_say(go):
         go(FakeHead(), network="203.0.113.7")
 
 
+def on_aws(file, **groups):
+    """Makes a cluster on AWS of a file: each node type with its groups."""
+    cluster = yaml.safe_load(file.read_text())
+    cluster["provider"] = {"type": "aws", "region": "us-west-2"}
+    cluster["available_node_types"] = {
+        name: {"node_config": {"SecurityGroupIds": ids} if ids else {}}
+        for name, ids in groups.items()
+    }
+    cluster["head_node_type"] = next(iter(groups))
+    cluster["setup_commands"] = ["sudo mount -t nfs4 fs-1:/ /mnt/runs"]
+    file.write_text(yaml.safe_dump(cluster))
+
+
+@pytest.fixture
+def asked_of_aws(monkeypatch):
+    """The networks that segray's group was opened to; AWS itself is not asked."""
+    asked = []
+
+    def prepare(cluster, network):
+        asked.append(network)
+        return {module.GROUP: "sg-segray"} if network else {}
+
+    monkeypatch.setattr(module.aws, "prepare", prepare)
+    monkeypatch.setattr(module.aws, "let_head_pass_its_role", lambda cluster: False)
+    return asked
+
+
+SEGRAYS = "Port 22 of {} is open to 203.0.113.7/32 alone."
+OWN = "Port 22 of {} is open to whom your own security groups let in ({}){}; segray leaves these "
+OWN += "groups as they are."
+
+
+@pytest.mark.parametrize(
+    ("head", "gpu", "expected"),
+    [
+        (["SECURITY_GROUP"], ["SECURITY_GROUP"], [SEGRAYS.format("the cluster")]),
+        (["SECURITY_GROUP"], ["sg-1"], [SEGRAYS.format("head"), OWN.format("gpu", "sg-1", "")]),
+        (
+            ["SECURITY_GROUP", "sg-1"],
+            ["SECURITY_GROUP"],
+            [SEGRAYS.format("gpu"), OWN.format("head", "sg-1", ", and to 203.0.113.7/32")],
+        ),
+    ],
+)
+def test_who_may_reach_port_22_is_said_as_it_is(go, lab, asked_of_aws, head, gpu, expected):
+    on_aws(lab, head=head, gpu=gpu)
+    _, said = go(FakeHead(), network="203.0.113.7", follow=False)
+    assert [line for line in said if line.startswith("Port 22")] == expected
+    assert asked_of_aws == ["203.0.113.7/32"]
+
+
+def test_of_ones_own_groups_nothing_is_promised(go, kept, lab, asked_of_aws, monkeypatch):
+    on_aws(lab, head=["sg-1", "sg-2"])
+    kept.unlink()
+    with pytest.raises(RequestError, match=r"--from 203.0.113.7: .* groups of your own alone"):
+        go(FakeHead(), network="203.0.113.7")
+    assert asked_of_aws == []
+    # Nor is it asked where the caller is: nothing is opened to that address.
+    monkeypatch.setattr(module.aws, "_own_address", lambda: pytest.fail("asked"))
+    _, said = go(FakeHead(), follow=False)
+    assert [line for line in said if line.startswith("Port 22")] == [
+        OWN.format("head", "sg-1, sg-2", "")
+    ]
+    assert asked_of_aws == [None]
+    types = yaml.safe_load(kept.read_text())["available_node_types"]
+    assert types["head"]["node_config"]["SecurityGroupIds"] == ["sg-1", "sg-2"]
+
+
+def test_a_cluster_that_would_be_open_to_the_internet_is_not_started(go, lab, asked_of_aws):
+    on_aws(lab, head=["SECURITY_GROUP"], gpu=None)
+    head = FakeHead()
+    with pytest.raises(RequestError, match=r"gpu\.node_config: expected SecurityGroupIds"):
+        go(head, network="203.0.113.7")
+    assert head.asked == asked_of_aws == []
+
+
+def test_a_file_that_brings_no_token_to_the_nodes_is_refused(go, lab):
+    cluster = yaml.safe_load(lab.read_text())
+    del cluster["file_mounts"]["~/.ray/auth_token"]
+    lab.write_text(yaml.safe_dump(cluster))
+    head = FakeHead()
+    with pytest.raises(RequestError, match=r"lab.yaml: file_mounts: .*/auth_token: TOKEN_FILE"):
+        go(head)
+    assert head.asked == []
+
+
 def test_nothing_starts_unless_somebody_agrees(go, tmp_path):
     head = FakeHead()
     with pytest.raises(RequestError, match="nothing was started"):
@@ -384,6 +470,16 @@ def test_those_that_do_not_come_are_not_waited_for_for_ever(go, monkeypatch):
     assert "job submit" in head.asked[-1]
 
 
+def test_an_own_head_may_have_no_workers(go, lab):
+    cluster = yaml.safe_load(lab.read_text())
+    cluster["provider"]["worker_ips"] = cluster["min_workers"] = cluster["max_workers"] = None
+    lab.write_text(yaml.safe_dump(cluster))
+    code, said = go(FakeHead(workers=[0]), follow=False)
+    assert code == 0
+    assert said[0] == "Ray will be started on 10.0.0.1. Go on?"
+    assert not any("orkers are" in line for line in said)
+
+
 def test_the_head_is_asked_for_its_jobs_and_its_workers(monkeypatch, capsys):
     node = {"node_ip": "10.0.0.1", "is_head_node": True, "state": "ALIVE"}
     worker = node | {"node_ip": "10.0.0.2", "is_head_node": False}
@@ -420,6 +516,7 @@ def test_the_job_is_told_where_s3_is(go, monkeypatch):
 
 def test_a_cluster_of_another_kind_does_not_take_anothers_place(go, kept, lab):
     was = "cluster_name: lab\nprovider: {type: aws, region: us-west-2}\n"
+    was += "head_node_type: head\navailable_node_types: {head: {}}\n"
     kept.write_text(was)
     head = FakeHead()
     for ask in (lambda: go(head), lambda: show_status(lab, ["/mnt/runs/x"], print)):
