@@ -262,7 +262,10 @@ def _identity(folder: Path) -> str:
 def read_lease(remote: RemoteFolder) -> dict[str, Any] | None:
     """The last sign of life of the run's driver; None where it has none."""
     content = remote.read(LEASE)
-    sign: dict[str, Any] | None = json.loads(content) if content else None
+    try:
+        sign: dict[str, Any] | None = json.loads(content) if content else None
+    except ValueError:  # some stores of one's own show an object that is just being written
+        raise RemoteError(f"{remote.url}/{LEASE}: cannot be read, as it is no JSON") from None
     return sign
 
 

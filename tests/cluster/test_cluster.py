@@ -312,7 +312,9 @@ def test_results_of_hosts_that_share_no_folder_are_in_an_object_store(cluster, h
         f"from segray.data.remote import RemoteFolder as F; print(*F('s3://{BUCKET}/runs').files())"
     )
     there = hosts["laptop"].run(f'{object_store} python -c "{ask}"').said.split()
-    shown = [name for name in there if re.search(r"-final-1/files/media/images/.*test", name)]
+    shown = [
+        name for name in there if re.search(r"-final-seed1/files/media/images/images/test", name)
+    ]
     assert len(shown) == SCENES_OF_TEST  # of both hosts' predictions
     # What was counted is what was predicted, on whichever host.
     with np.load(final / "confusion.npz") as table:
