@@ -359,10 +359,14 @@ def test_without_the_study_its_charts_are_left_out(copies, tmp_path):
 
 def test_with_one_seed_there_is_no_verdict(two, tmp_path):
     path = run(write_sweep(tmp_path, "single", UNET, run_cap=1, final={"seeds": [0]}))
-    comparison, _ = compare_runs([two[1], path], tmp_path / "out", cost=False)
+    comparison, page = compare_runs([two[1], path], tmp_path / "out", cost=False)
     assert comparison.verdict.startswith("No verdict on ")
     assert "one seed does not show" in comparison.verdict
-    assert not comparison.pairs[0].shown
+    assert 'class="sure"' not in page.read_text()
+    (pair,) = json.loads((tmp_path / "out/compare.json").read_text())["pairs"]
+    for figures in (pair["miou"], *pair["iou"].values()):
+        assert figures["differs"] is False
+        assert figures["p"] is figures["p_corrected"] is figures["p_better"] is None
 
 
 def test_without_the_predictions_there_are_no_pictures_and_the_rest_is_there(copies, tmp_path):
