@@ -204,6 +204,21 @@ def test_pictures_are_where_the_models_differ_and_where_each_is_worst(two):
     assert len({image.size for _, image in first.panels}) == 1
 
 
+def test_an_image_without_a_scored_pixel_is_nobodys_worst(two):
+    runs = open_runs(two)
+    at = pictures.choose(runs)[0][0]
+    blank = [run.confusion.copy() for run in runs]
+    for counts in blank:
+        counts[:, at] = 0
+    blind = [replace(run, confusion=counts) for run, counts in zip(runs, blank, strict=True)]
+    for run, other in zip(runs, blind, strict=True):
+        quality = pictures.image_iou(other)
+        assert np.isnan(quality[at])
+        rest = np.arange(len(quality)) != at
+        np.testing.assert_array_equal(quality[rest], pictures.image_iou(run)[rest])
+    assert sorted(place for place, _ in pictures.choose(blind)) == np.flatnonzero(rest).tolist()
+
+
 def test_one_run_gives_its_own_report(two):
     comparison, page = compare_runs(two[:1], cost=False)
     assert page == two[0] / "report.html"
