@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.compare.comparison import Spent, Training
-from segray.config import RequestError, SweepConfig, UNet, trial_count
+from segray.config import Data, FoldersData, RequestError, SweepConfig, UNet, trial_count
 from segray.sweep.progress import count
 from segray.sweep.records import RunFolder
 from segray.sweep.trial_files import (
@@ -247,11 +247,11 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 f"{truths[0][at].sum():,} labelled pixels in the one, {truths[1][at].sum():,} in "
                 "the other, or other labels. Score both on the same masks, at the same size"
             )
-        before, now = (run.config.data.model_dump(mode="json") for run in (first, run))
+        before, now = (_trained_on(run.config.data) for run in (first, run))
         changed = [
             f"  data.{key}: {before.get(key, '(absent)')} against {now.get(key, '(absent)')}"
             for key in dict.fromkeys([*before, *now])
-            if before.get(key) != now.get(key) and key not in _PLACES
+            if before.get(key) != now.get(key)
         ]
         if run.tuned_on != first.tuned_on and None not in (run.tuned_on, first.tuned_on):
             changed.append("  the ids of the images in train and val")
@@ -260,6 +260,17 @@ def check_comparable(runs: Sequence[Run]) -> None:
             raise RequestError(
                 f"{both}: they were not trained and tuned on the same images.\n{lines}"
             )
+
+
+def _trained_on(data: Data) -> dict[str, Any]:
+    """A data section without what may differ between two sweeps that trained on the same images."""
+    facts = data.model_dump(mode="json", exclude=set(_PLACES))
+    if isinstance(data, FoldersData) and not data.by_colour:  # colours only draw
+        facts["classes"] = {
+            name: {key: value for key, value in masked.items() if key != "color"}
+            for name, masked in facts["classes"].items()
+        }
+    return facts
 
 
 def unfair(runs: Sequence[Run], costs: Sequence[Spent]) -> list[str]:

@@ -15,9 +15,9 @@ from PIL import Image
 from segray.cli import main
 from segray.compare import pictures, verdict
 from segray.compare.compare import compare_runs
-from segray.compare.runs import open_runs, spent
+from segray.compare.runs import check_comparable, open_runs, spent
 from segray.compare.statistics import difference
-from segray.config import RequestError, load_sweep
+from segray.config import FoldersData, RequestError, load_sweep
 from segray.data import open_dataset
 from segray.sweep.placement import Plan
 from segray.sweep.records import RunFolder
@@ -314,6 +314,33 @@ def test_other_training_images_cannot_be_compared(two, tmp_path):
     refused(
         [two[0], path], "not trained and tuned on the same images", "data.split_seed: 0 against 1"
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({"ids": 0, "color": [9, 9, 9]}, {"ids": 0}, None),  # colours only draw
+        ({"ids": 0}, {"ids": [0, 2]}, "data.classes"),
+        ({"color": [9, 9, 9]}, {"color": [8, 8, 8]}, "data.classes"),  # colours are the labels
+    ],
+)
+def test_classes_are_compared_by_what_masks_hold(two, first, second, told):
+    other = {"color": [1, 1, 1]} if "ids" not in first else {"ids": 1}
+    section = {"format": "folders", "root": "/own", "size": [32, 64], "images": "a", "masks": "b"}
+    found = [
+        replace(
+            run,
+            config=run.config.model_copy(
+                update={"data": FoldersData(**section, classes={"land": masked, "sea": other})}
+            ),
+        )
+        for run, masked in zip(open_runs(two), (first, second), strict=True)
+    ]
+    if told is None:
+        check_comparable(found)
+        return
+    with pytest.raises(RequestError, match=told):
+        check_comparable(found)
 
 
 def test_what_is_unfair_is_said(two, tmp_path):
