@@ -689,6 +689,54 @@ def test_a_parameter_is_overridden_under_its_dotted_name(
     assert dumped == expected
 
 
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        (
+            "train.optimizer.lr=0.1",
+            "train.optimizer.lr: this key is searched, so no trial would have this value; to pin "
+            "it, set parameters.train.optimizer.lr={value: 0.1} (and start_points=[] if they name "
+            "it)",
+        ),
+        (
+            "train.optimizer={lr: 0.1}",
+            "train.optimizer: train.optimizer.lr is searched, so no trial would have this value; "
+            "to pin it, set parameters.train.optimizer.lr={value: 0.1}",
+        ),
+        ("train={optimizer: {lr: 0.1}}", "train: train.optimizer.lr is searched, so no trial"),
+        (
+            "train.early_stop.patience=5",
+            "train.early_stop.patience: train.early_stop is searched, so no trial would have this "
+            "value; to pin it, set parameters.train.early_stop={value: {patience: 5}}",
+        ),
+        ("train.early_stop=null", "train.early_stop: this key is searched, so no trial"),
+        (
+            "train.loss=null",
+            "train.loss: train.loss.dice is searched, so no trial would have this value; "
+            "set parameters.train.loss.dice=null as well",
+        ),
+    ],
+)
+def test_an_override_that_a_searched_key_replaces_is_refused(
+    file: Path, override: str, rule: str
+) -> None:
+    text = (
+        f"{HEAD}parameters:\n"
+        "  train.optimizer.lr: {values: [0.01, 0.1]}\n"
+        "  train.early_stop: {values: [null, {patience: 3}]}\n"
+        "  train.loss.dice: {values: [0.0, 1.0]}\n"
+    )
+    assert report(file, text, override)[0].startswith(f"override {override}: {rule}")
+
+
+def test_an_override_beside_a_searched_key_is_taken(file: Path) -> None:
+    text = f"{HEAD}parameters: {{train.optimizer.lr: {{values: [0.01, 0.1]}}}}\n"
+    config = load(file, text, "train.optimizer={weight_decay: 0.5}")
+    assert config.train.optimizer.weight_decay == 0.5
+    pinned = load(file, text, "parameters.train.optimizer.lr=null", "train.optimizer={lr: 0.5}")
+    assert (pinned.train.optimizer.lr, pinned.parameters) == (0.5, {})
+
+
 def test_a_parameter_that_the_file_lacks_is_made_by_overrides(file: Path) -> None:
     config = load(file, HEAD, "parameters.train.epochs.min=2", "parameters.train.epochs.max=5")
     assert config.parameters["train.epochs"].probes()[:2] == (2, 5)
