@@ -489,6 +489,64 @@ def test_keys_that_contradict_each_other_are_refused(file: Path, text: str, expe
     assert expected in line
 
 
+@pytest.mark.parametrize(
+    ("workers", "parameters", "require"),
+    [
+        (2, "SIZE: [4, 16], PASSES: {values: [2, 8], when: {SIZE: 16}}", ""),
+        (1, "SIZE: [4, 16], PASSES: [1, 8]", "SIZE % PASSES == 0"),
+        (1, "SIZE: {min: 1, max: 4096}, PASSES: [1, 8], LR: {min: 1.0e-3, max: 0.1}",
+         "SIZE % PASSES + 0 * LR == 0"),
+        (2, "SIZE: {value: 10, when: {PASSES: 1}}, PASSES: [1, 4]", ""),
+        (2, "SIZE: [5, 8], PASSES: [2, 4]", "SIZE % PASSES == 0"),
+    ],
+)  # fmt: skip
+def test_batches_and_passes_are_asked_of_trials_that_can_be_drawn(
+    file: Path, workers: int, parameters: str, require: str
+) -> None:
+    text = f"resources: {{workers: {workers}}}\nparameters: {{{parameters}}}\n"
+    text += f"require: ['{require}']\n" if require else ""
+    for short, key in (("SIZE", "batch_size"), ("PASSES", "accumulate"), ("LR", "optimizer.lr")):
+        text = text.replace(short, f"train.{key}")
+    load(file, HEAD + text)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "require", "expected"),
+    [
+        (
+            "train.batch_size: [4, 16], train.accumulate: [1, 8]",
+            "train.batch_size > 2",
+            "parameters.train.accumulate.values[1]: a worker's share of 4 images cannot be taken "
+            "in 8 even passes",
+        ),
+        (
+            "train.batch_size: [4, 16], train.accumulate: {values: [2, 8], when: "
+            "{train.batch_size: 4}}",
+            "train.batch_size > 2",
+            "parameters.train.accumulate.values[1]: a worker's share of 4 images cannot be taken "
+            "in 8 even passes",
+        ),
+        (
+            "train.batch_size: {min: 8, max: 4096, q: 8}, train.accumulate: {min: 1, max: 4096}",
+            "train.accumulate < 8",
+            "parameters.train.accumulate: a worker's share of ",
+        ),
+        (
+            "train.batch_size: [4, 6]",
+            "train.batch_size > 2",
+            "train.accumulate: a worker's share of 6 images cannot be taken in 4 even passes",
+        ),
+    ],
+)
+def test_passes_that_do_not_fit_a_trial_that_can_be_drawn_are_refused(
+    file: Path, parameters: str, require: str, expected: str
+) -> None:
+    text = f"{HEAD}parameters: {{{parameters}}}\nrequire: ['{require}']\n"
+    text += "" if "accumulate" in parameters else "train: {accumulate: 4}\n"
+    (line,) = report(file, text)
+    assert expected in line
+
+
 def test_a_value_that_fits_no_key_hides_no_other_rule(file: Path) -> None:
     text = "parameters: {train.batch_size: {values: [a, 6]}}\nresources: {workers: 4}\n"
     first, second = report(file, HEAD + text)
