@@ -26,6 +26,7 @@ from segray.sweep.trial_files import (
     reading,
 )
 from segray.train import read_records
+from segray.train.metrics import scores
 
 VOID = "void"
 TOLERANCE = 0.1  # between what two sweeps have spent, for their comparison to be fair
@@ -86,10 +87,11 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     names = [folder.path.resolve().name for folder in folders]
     if len(set(names)) < len(names):  # as in lab-a/runs/unet and lab-b/runs/unet
         names = [folder.place for folder in folders]
-    return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
+    metrics = [folder.config().metric.name for folder in folders]  # each is drawn of all runs
+    return [_open(folder, name, metrics) for folder, name in zip(folders, names, strict=True)]
 
 
-def _open(folder: RunFolder, name: str) -> Run:
+def _open(folder: RunFolder, name: str, metrics: Sequence[str]) -> Run:
     place, config = folder.place, folder.config()
     again = folder.resume_command()
     if folder.kind == "train":
@@ -142,7 +144,6 @@ def _open(folder: RunFolder, name: str) -> Run:
             f"{place}: its final stage trained {assignment}, and no trial in trials/ had these "
             "parameters: the folder is not whole"
         )
-    keep = scored_classes(first["classes"].tolist())
     return Run(
         name=name,
         folder=folder,
@@ -151,7 +152,7 @@ def _open(folder: RunFolder, name: str) -> Run:
         winner=winner,
         finals=tuple(result for _, result in finals),
         trainings=tuple(
-            _training(seed, result, config, keep, table["confusion"].sum(0))
+            _training(seed, result, metrics, first["classes"].tolist(), table["confusion"].sum(0))
             for (seed, result), table in zip(finals, tables, strict=True)
         ),
         missing=tuple(missing),
@@ -177,23 +178,22 @@ def _same_truth(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) ->
 def _training(
     seed: int,
     result: TrialResult,
-    config: SweepConfig,
-    keep: Sequence[int],
+    metrics: Sequence[str],
+    classes: Sequence[str],
     confusion: NDArray[np.int64],
 ) -> Training:
-    hits = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    present = [k for k in keep if union[k]]
+    of_test = scores(confusion, classes)
+    miou = "miou_without_void" if VOID in classes else "miou"
     records = read_records(result.folder / "metrics.jsonl")
     outcome = result.outcome
-    names = dict.fromkeys([config.metric.name, *_CURVES])
+    names = dict.fromkeys([*metrics, *_CURVES])
     curves = {name: [record.get(name) for record in records] for name in names}
     return Training(
         seed=seed,
         state=outcome.state,
         reason=outcome.reason,
         val=outcome.best_value if outcome.best_value is not None else float("nan"),
-        test_miou=float(np.mean(hits[present] / union[present])) if present else float("nan"),
+        test_miou=of_test.get(miou, float("nan")),
         best_epoch=outcome.best_epoch or 0,
         epochs=outcome.epochs,
         seconds=outcome.seconds,

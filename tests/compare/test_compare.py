@@ -362,6 +362,15 @@ def test_what_is_unfair_is_said(two, tmp_path):
     assert "may not last as many epochs" in said
 
 
+def test_each_metric_is_drawn_of_all_models(two, tmp_path):
+    metric = {"name": "val/dice", "goal": "maximize"}
+    path = run(write_sweep(tmp_path, "dice", UNET, run_cap=1, final={"seeds": [0]}, metric=metric))
+    for found in open_runs([two[0], path]):
+        for training in found.trainings:
+            assert None not in training.curves["val/dice"]
+            assert None not in training.curves["val/miou"]
+
+
 def test_among_several_the_verdict_says_who_is_better_than_whom(two, tmp_path):
     path = run(write_sweep(tmp_path, "third", UNET, run_cap=1, final={"seeds": [0, 1]}))
     comparison, page = compare_runs([*two, path], tmp_path / "out", cost=False)
