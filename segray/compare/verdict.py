@@ -31,7 +31,7 @@ def of_pair(a: Run, b: Run, miou: Estimate) -> str:
         )
     if not math.isfinite(miou.low):
         return (
-            f"No interval can be given for {models}: {miou.note}. {a.name} is ahead by "
+            f"No interval can be given for {models}: {_named(miou.note, a)}. {a.name} is ahead by "
             f"{miou.value:.3f} mIoU{_pretraining(a, b)}."
         )
     return (
@@ -95,9 +95,10 @@ def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pai
     ]
     covered = {estimate.over for estimate in miou.values() if estimate.over}
     if covered:
+        together = any(over.startswith("cities") for over in covered)
         said.append(
-            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t; "
-            "images of one city are taken together)."
+            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t"
+            f"{'; images of one city are taken together' if together else ''})."
         )
     if pairs:
         looks = pairs[0].miou.tests

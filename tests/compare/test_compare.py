@@ -16,7 +16,7 @@ from segray.cli import main
 from segray.compare import pictures, verdict
 from segray.compare.compare import compare_runs
 from segray.compare.runs import check_comparable, open_runs, spent
-from segray.compare.statistics import difference
+from segray.compare.statistics import difference, estimate
 from segray.config import FoldersData, RequestError, load_sweep
 from segray.data import open_dataset
 from segray.sweep.placement import Plan
@@ -389,6 +389,25 @@ def test_pretraining_stands_in_the_verdict(two):
     said = verdict.of_pair(pretrained, unet, gap)
     assert "that of segformer was pretrained on ImageNet, unet from scratch" in said
     assert "began alike" not in verdict.of_pair(segformer, unet, gap)
+
+
+def test_a_verdict_without_an_interval_names_classes(two):
+    a, b = open_runs(two)
+    names = ", ".join(a.classes)
+    alone = [replace(run, confusion=run.confusion[:, :1], cities=run.cities[:1]) for run in (a, b)]
+    gap = difference(*(run.confusion for run in alone), alone[0].cities).miou
+    said = verdict.of_pair(*alone, gap)
+    assert f"no class is in the truth of two images: {names}. unet is ahead" in said
+
+
+def test_images_of_no_city_are_not_taken_together(two):
+    runs = open_runs(two)
+    for cities, together in ((runs[0].cities, True), (("",) * len(runs[0].ids), False)):
+        found = [replace(run, cities=cities) for run in runs]
+        miou = {run.name: estimate(run.confusion, cities).miou for run in found}
+        said = " ".join(verdict.notes(found, miou, []))
+        assert ("(Student's t; images of one city are taken together)" in said) is together
+        assert ("(Student's t)" in said) is not together
 
 
 def test_a_choice_of_candidates_test_scores_and_a_sweep_at_work_are_said(copies, tmp_path):
