@@ -583,7 +583,7 @@ def check(arguments: Arguments) -> None:
 
         segray data check sweeps/folders.yaml data.root=/data/streets
 
-        segray data check sweeps/unet.yaml data.size=[256,512]
+        segray data check sweeps/unet.yaml 'data.size=[256, 512]'
     """
     from segray.config import load_sweep
     from segray.data.check import check_dataset
@@ -776,11 +776,17 @@ def _split_one(arguments: Sequence[str]) -> tuple[str, list[str]]:
 
 
 def _confirm(question: str) -> bool:
-    """Ask on a terminal; anywhere else the answer is no."""
+    """Ask on a terminal; anywhere else the answer is no. Raises Interrupted on Ctrl-C."""
+    from segray.config import Interrupted
+
     if not sys.stdin.isatty():
         typer.echo(f"{question} No: add --yes to do it.")
         return False
-    return typer.confirm(question)
+    try:
+        return typer.confirm(question)
+    except typer.Abort:
+        typer.echo()  # the question's line has no end yet
+        raise Interrupted("interrupted") from None
 
 
 def _complain(message: str) -> None:

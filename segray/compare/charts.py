@@ -102,15 +102,15 @@ def categories(comparison: Comparison) -> Chart:
 
 
 def learning(comparison: Comparison) -> Iterator[Chart]:
-    """The final trainings by epoch: the metric on val, then both losses."""
-    metric = comparison.models[0].metric
-    yield _curves(
-        comparison,
-        {metric: "solid"},
-        metric,
-        "Thick: the mean of the seeds while all of them train, and the band they span. Thin: "
-        "single seeds, with a mark at the best epoch, whose weights were kept.",
-    )
+    """The final trainings by epoch: each metric on val that a model was tuned for, then losses."""
+    for metric in dict.fromkeys(model.metric for model in comparison.models):
+        yield _curves(
+            comparison,
+            {metric: "solid"},
+            metric,
+            "Thick: the mean of the seeds while all of them train, and the band they span. Thin: "
+            "single seeds, with a mark at the best epoch, whose weights were kept.",
+        )
     note = "Mean of the seeds, and the band they span. Solid: on val. Dotted: in training."
     yield _curves(comparison, {"val/loss": "solid", "train/loss": "dot"}, "loss", note)
 

@@ -101,8 +101,7 @@ def _compare(found: Sequence[Run], say: Say, cost: bool) -> Comparison:
     for a, b in couples:
         gap = statistics.difference(a.confusion, b.confusion, a.cities, keep, tests=len(couples))
         iou = {first.classes[k]: estimate for k, estimate in gap.iou.items()}
-        told = verdict.of_pair(a, b, gap.miou)
-        pairs.append(Pair(a.name, b.name, gap.miou, iou, told, verdict.shown(a, b, gap.miou)))
+        pairs.append(Pair(a.name, b.name, gap.miou, iou, verdict.of_pair(a, b, gap.miou)))
     miou = {run.name: scores[run.name].miou for run in ordered}
     return Comparison(
         verdict=verdict.of_all(models, pairs),

@@ -95,7 +95,6 @@ class Pair:
     miou: Estimate
     iou: Mapping[str, Estimate]
     verdict: str  # one sentence
-    shown: bool = False  # that a is better
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from segray.compare.comparison import Picture
 from segray.compare.runs import Run, scored_classes
 from segray.config import RequestError
-from segray.data import IGNORE, class_colours, read_splits
+from segray.data import IGNORE, class_colours, few_samples
 from segray.data.pairs import PairReader
 
 WIDTH = 480  # pixels of a panel
@@ -25,7 +25,8 @@ _WRONG, _RIGHT, _IGNORED = (214, 39, 40), (226, 232, 238), (0, 0, 0)
 def image_iou(run: Run) -> NDArray[np.float64]:
     """(N,) mean IoU of each image over the classes in its truth or prediction and over seeds.
 
-    Void, where it is a class, is left out, as everywhere.
+    Void, where it is a class, is left out, as everywhere. NaN for an image without a pixel that
+    counts.
     """
     keep = scored_classes(run.classes)
     hits = np.diagonal(run.confusion, axis1=2, axis2=3).astype(np.float64)  # (S, N, K)
@@ -33,8 +34,9 @@ def image_iou(run: Run) -> NDArray[np.float64]:
     hits, union = hits[..., keep], union[..., keep]
     present = union > 0
     iou = np.where(present, hits / np.maximum(union, 1), 0)
-    means = iou.sum(2) / np.maximum(present.sum(2), 1)
-    found: NDArray[np.float64] = means.mean(0)
+    means = iou.sum(2) / np.maximum(present.sum(2), 1)  # (S, N)
+    known = present.any(2).sum(0)  # (N,) seeds that have a mean
+    found: NDArray[np.float64] = np.where(known, means.sum(0) / np.maximum(known, 1), np.nan)
     return found
 
 
@@ -47,39 +49,44 @@ def choose(runs: Sequence[Run]) -> list[tuple[int, str]]:
     found: dict[int, str] = {}
     if len(runs) > 1:
         gap = quality[0] - quality[1]
-        for at in np.argsort(-np.abs(gap), kind="stable")[:DIFFERENT].tolist():
+        for at in _smallest(-np.abs(gap))[:DIFFERENT]:
             better, worse = (0, 1) if gap[at] > 0 else (1, 0)
             found[at] = (
                 f"differ most: mean IoU over the seeds {quality[better][at]:.2f} by "
                 f"{runs[better].name}, {quality[worse][at]:.2f} by {runs[worse].name}"
             )
     for run, values in zip(runs, quality, strict=True):
-        rest = [at for at in np.argsort(values, kind="stable").tolist() if at not in found]
+        rest = [at for at in _smallest(values) if at not in found]
         for at in rest[:WORST]:
             found[at] = f"worst of {run.name}: mean IoU over the seeds {values[at]:.2f}"
     return list(found.items())
+
+
+def _smallest(values: NDArray[np.float64]) -> list[int]:
+    """Positions by value, the smallest first, without those that have none."""
+    order: list[int] = np.argsort(values, kind="stable").tolist()
+    return [at for at in order if np.isfinite(values[at])]
 
 
 def draw(runs: Sequence[Run]) -> Iterator[Picture]:
     """The chosen images: the input, the truth, and of each model what it predicted and missed.
 
     The predictions are of the training whose weights are in best/. Raises RequestError where the
-    dataset or a prediction is not there.
+    dataset or a prediction is not there, RemoteError where an object store does not answer.
     """
     data = runs[0].config.data
-    samples, _ = read_splits(data)
-    place = {sample.id: sample for sample in samples}
     reader = PairReader(data)
     colours = np.zeros((256, 3), dtype=np.uint8)
     colours[: len(runs[0].classes)] = class_colours(data)
     colours[IGNORE] = _IGNORED
-    for at, why in choose(runs):
-        image_id = runs[0].ids[at]
-        if image_id not in place:
-            raise RequestError(f"data.root: the test image {image_id} is not there any more")
-        image = reader.read(place[image_id]).image
-        truth = reader.read_mask(place[image_id])
-        yield _draw(runs, image_id, image, truth, colours, why)
+    chosen = {runs[0].ids[at]: why for at, why in choose(runs)}
+    with few_samples(data, chosen) as place:
+        for image_id, why in chosen.items():
+            if image_id not in place:
+                raise RequestError(f"data.root: the test image {image_id} is not there any more")
+            image = reader.read(place[image_id]).image
+            truth = reader.read_mask(place[image_id])
+            yield _draw(runs, image_id, image, truth, colours, why)
 
 
 def _draw(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segray.compare.comparison import Spent, Training
-from segray.config import RequestError, SweepConfig, UNet, trial_count
+from segray.config import Data, FoldersData, RequestError, SweepConfig, UNet, trial_count
 from segray.sweep.progress import count
 from segray.sweep.records import RunFolder
 from segray.sweep.trial_files import (
@@ -26,6 +26,7 @@ from segray.sweep.trial_files import (
     reading,
 )
 from segray.train import read_records
+from segray.train.metrics import scores
 
 VOID = "void"
 TOLERANCE = 0.1  # between what two sweeps have spent, for their comparison to be fair
@@ -86,10 +87,11 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     names = [folder.path.resolve().name for folder in folders]
     if len(set(names)) < len(names):  # as in lab-a/runs/unet and lab-b/runs/unet
         names = [folder.place for folder in folders]
-    return [_open(folder, name) for folder, name in zip(folders, names, strict=True)]
+    metrics = [folder.config().metric.name for folder in folders]  # each is drawn of all runs
+    return [_open(folder, name, metrics) for folder, name in zip(folders, names, strict=True)]
 
 
-def _open(folder: RunFolder, name: str) -> Run:
+def _open(folder: RunFolder, name: str, metrics: Sequence[str]) -> Run:
     place, config = folder.place, folder.config()
     again = folder.resume_command()
     if folder.kind == "train":
@@ -142,7 +144,6 @@ def _open(folder: RunFolder, name: str) -> Run:
             f"{place}: its final stage trained {assignment}, and no trial in trials/ had these "
             "parameters: the folder is not whole"
         )
-    keep = scored_classes(first["classes"].tolist())
     return Run(
         name=name,
         folder=folder,
@@ -151,7 +152,7 @@ def _open(folder: RunFolder, name: str) -> Run:
         winner=winner,
         finals=tuple(result for _, result in finals),
         trainings=tuple(
-            _training(seed, result, config, keep, table["confusion"].sum(0))
+            _training(seed, result, metrics, first["classes"].tolist(), table["confusion"].sum(0))
             for (seed, result), table in zip(finals, tables, strict=True)
         ),
         missing=tuple(missing),
@@ -177,23 +178,22 @@ def _same_truth(one: dict[str, NDArray[Any]], other: dict[str, NDArray[Any]]) ->
 def _training(
     seed: int,
     result: TrialResult,
-    config: SweepConfig,
-    keep: Sequence[int],
+    metrics: Sequence[str],
+    classes: Sequence[str],
     confusion: NDArray[np.int64],
 ) -> Training:
-    hits = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    present = [k for k in keep if union[k]]
+    of_test = scores(confusion, classes)
+    miou = "miou_without_void" if VOID in classes else "miou"
     records = read_records(result.folder / "metrics.jsonl")
     outcome = result.outcome
-    names = dict.fromkeys([config.metric.name, *_CURVES])
+    names = dict.fromkeys([*metrics, *_CURVES])
     curves = {name: [record.get(name) for record in records] for name in names}
     return Training(
         seed=seed,
         state=outcome.state,
         reason=outcome.reason,
         val=outcome.best_value if outcome.best_value is not None else float("nan"),
-        test_miou=float(np.mean(hits[present] / union[present])) if present else float("nan"),
+        test_miou=of_test.get(miou, float("nan")),
         best_epoch=outcome.best_epoch or 0,
         epochs=outcome.epochs,
         seconds=outcome.seconds,
@@ -247,11 +247,11 @@ def check_comparable(runs: Sequence[Run]) -> None:
                 f"{truths[0][at].sum():,} labelled pixels in the one, {truths[1][at].sum():,} in "
                 "the other, or other labels. Score both on the same masks, at the same size"
             )
-        before, now = (run.config.data.model_dump(mode="json") for run in (first, run))
+        before, now = (_trained_on(run.config.data) for run in (first, run))
         changed = [
             f"  data.{key}: {before.get(key, '(absent)')} against {now.get(key, '(absent)')}"
             for key in dict.fromkeys([*before, *now])
-            if before.get(key) != now.get(key) and key not in _PLACES
+            if before.get(key) != now.get(key)
         ]
         if run.tuned_on != first.tuned_on and None not in (run.tuned_on, first.tuned_on):
             changed.append("  the ids of the images in train and val")
@@ -260,6 +260,17 @@ def check_comparable(runs: Sequence[Run]) -> None:
             raise RequestError(
                 f"{both}: they were not trained and tuned on the same images.\n{lines}"
             )
+
+
+def _trained_on(data: Data) -> dict[str, Any]:
+    """A data section without what may differ between two sweeps that trained on the same images."""
+    facts = data.model_dump(mode="json", exclude=set(_PLACES))
+    if isinstance(data, FoldersData) and not data.by_colour:  # colours only draw
+        facts["classes"] = {
+            name: {key: value for key, value in masked.items() if key != "color"}
+            for name, masked in facts["classes"].items()
+        }
+    return facts
 
 
 def unfair(runs: Sequence[Run], costs: Sequence[Spent]) -> list[str]:

@@ -39,7 +39,8 @@ class Estimate:
     What cannot be known is NaN, and `note` says why. `low` and `high` are at the level asked for
     after Bonferroni's correction for `tests` looks; `p` is two-sided and not corrected. `p` and
     `p_better` (the chance that A is better, every difference being as likely beforehand) are NaN
-    for a model alone.
+    for a model alone, and where one of two has a single seed: how much another seed would change
+    is not known then, and the interval does not cover it.
     """
 
     value: float
@@ -62,8 +63,8 @@ class Estimate:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval leaves 0 out: where `p_corrected` is below 1 - level."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves 0 out and `p` is known: `p_corrected` is below 1 - level."""
+        return math.isfinite(self.p) and (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ def _one(models: list[_Model], t: int, level: float, tests: int) -> Estimate:
     if not parts:
         return Estimate(value, tests=tests, note=models[0].notes[t])
     over, notes = next(iter(parts)), [models[0].notes[t]]
-    if min(map(len, seeds)) > 1:
+    pair, seeds_known = len(models) > 1, min(map(len, seeds)) > 1
+    if seeds_known:
         over += " and seeds"
     else:
         notes.append("a single seed: how much another would differ is not known, nor covered")
@@ -232,13 +234,14 @@ def _one(models: list[_Model], t: int, level: float, tests: int) -> Estimate:
         (float(s.var(ddof=1)) / len(s), len(s) - 1.0, 0.0) for s in seeds if len(s) > 1
     ]
     se, se_images = (math.sqrt(sum(part[0] for part in p)) for p in (drawn, images))
-    pair = len(models) > 1
     same = pair and abs(value) <= ROUNDING
     if se <= ROUNDING and not same:
         notes.append("no variation to judge by")
     note = "; ".join(filter(None, notes))
+    judged = pair and seeds_known
     if se <= ROUNDING and same:
-        return Estimate(0, 0, 0, 0, NAN, 1, 0.5, 0, 0, over, tests, note)
+        p, p_better = (1, 0.5) if judged else (NAN, NAN)
+        return Estimate(0, 0, 0, 0, NAN, p, p_better, 0, 0, over, tests, note)
     if se <= ROUNDING:
         return Estimate(value, over=over, tests=tests, note=note)
     df = _together(drawn)
@@ -249,8 +252,8 @@ def _one(models: list[_Model], t: int, level: float, tests: int) -> Estimate:
         high=min(value + half, 1.0),
         se=se,
         df=df,
-        p=2 * float(stdtr(df, -abs(value) / se)) if pair else NAN,
-        p_better=float(stdtr(df, value / se)) if pair else NAN,
+        p=2 * float(stdtr(df, -abs(value) / se)) if judged else NAN,
+        p_better=float(stdtr(df, value / se)) if judged else NAN,
         se_images=se_images,
         se_seeds=math.sqrt(max(se**2 - se_images**2, 0)),
         over=over,

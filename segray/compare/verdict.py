@@ -17,32 +17,27 @@ LEVEL = "95 %"  # what statistics gives where nothing else is asked for
 def of_pair(a: Run, b: Run, miou: Estimate) -> str:
     """The verdict on two models, the better mean first; `miou` is A's less B's."""
     models = f"{a.name} ({a.described}) and {b.name} ({b.described})"
-    if not _seeds_known(a, b):
+    if min(len(a.finals), len(b.finals)) < 2:
         within = f" ({_range(miou)} over the {miou.over} alone)" if math.isfinite(miou.low) else ""
         return (
             f"No verdict on {models}: {a.name} is ahead by {miou.value:.3f} mIoU{within}, but one "
             "seed does not show how much another training would differ; give both sweeps more "
             f"final.seeds, under another name={_pretraining(a, b)}."
         )
-    if shown(a, b, miou):
+    if miou.differs:
         return (
             f"{a.name} ({a.described}) is better than {b.name} ({b.described}) by "
             f"{miou.value:.3f} mIoU ({_range(miou)}){_pretraining(a, b)}."
         )
     if not math.isfinite(miou.low):
         return (
-            f"No interval can be given for {models}: {miou.note}. {a.name} is ahead by "
+            f"No interval can be given for {models}: {_named(miou.note, a)}. {a.name} is ahead by "
             f"{miou.value:.3f} mIoU{_pretraining(a, b)}."
         )
     return (
         f"No difference is shown between {models}: {a.name} is ahead by {miou.value:.3f} mIoU, "
         f"which chance alone may have done ({_range(miou)}){_pretraining(a, b)}."
     )
-
-
-def shown(a: Run, b: Run, miou: Estimate) -> bool:
-    """Whether one of the two is shown to be better: with one seed nothing is."""
-    return miou.differs and _seeds_known(a, b)
 
 
 def of_one(model: Model) -> str:
@@ -62,13 +57,8 @@ def of_all(models: Sequence[Model], pairs: Sequence[Pair]) -> str:
     best, *rest = models
     first, others = best.name, [model.name for model in rest]
     against = {pair.b: pair for pair in pairs if pair.a == first}
-    worse = [name for name in others if against[name].shown]
-    silent = [
-        model.name
-        for model in rest
-        if not math.isfinite(against[model.name].miou.low)
-        or min(len(best.trainings), len(model.trainings)) < 2
-    ]
+    worse = [name for name in others if against[name].miou.differs]
+    silent = [name for name in others if not math.isfinite(against[name].miou.p)]
     alike = [name for name in others if name not in worse and name not in silent]
     said = []
     if worse:
@@ -105,9 +95,10 @@ def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pai
     ]
     covered = {estimate.over for estimate in miou.values() if estimate.over}
     if covered:
+        together = any(over.startswith("cities") for over in covered)
         said.append(
-            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t; "
-            "images of one city are taken together)."
+            f"The {LEVEL} intervals are over {' or '.join(sorted(covered))} (Student's t"
+            f"{'; images of one city are taken together' if together else ''})."
         )
     if pairs:
         looks = pairs[0].miou.tests
@@ -130,11 +121,6 @@ def notes(runs: Sequence[Run], miou: Mapping[str, Estimate], pairs: Sequence[Pai
         if estimate.note
     ]
     return said
-
-
-def _seeds_known(a: Run, b: Run) -> bool:
-    """Whether it can be known how much another seed would have changed."""
-    return min(len(a.finals), len(b.finals)) > 1
 
 
 def _pretraining(*models: Run | Model) -> str:

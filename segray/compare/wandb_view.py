@@ -66,9 +66,8 @@ def log_comparison(comparison: Comparison, page: Path, wandb: Wandb | None = Non
     return tracker.warning
 
 
-def report_in_wandb(comparison: Comparison, wandb: Wandb | None = None) -> str:
+def report_in_wandb(comparison: Comparison) -> str:
     """Make a W&B report of a comparison's sweeps, as `write_wandb_report` does; its address."""
-    wandb = wandb or tracking_of(comparison)
     sweeps = []
     for model in comparison.models:
         plain = _config_of(model)

@@ -198,6 +198,46 @@ def reachable_places(config: SweepConfig, name: str) -> Iterator[tuple[KeyPath, 
     yield from ((path, value_at(trial, name)) for path, trial in met or trials)
 
 
+def drawable(config: SweepConfig, names: Iterable[str]) -> Iterator[tuple[Assignment, TrialConfig]]:
+    """Trials that can be drawn, in all that decides the values at dotted paths: the paths
+    themselves, what their `when` asks and what `require` ties to them.
+
+    Every combination, where there are so few; else many, among them every choice and the ends of
+    every range.
+    """
+    conditions = [parse(text) for text in config.require]
+    tied = _deciding(config, names, conditions)
+    few = {name: config.parameters[name] for name in config.parameters if name in tied}
+    counts = [parameter.count for parameter in few.values()]
+    if None not in counts and math.prod(map(int, filter(None, counts))) <= MANY:
+        drawn = combinations(few)
+    else:
+        ends = {n: p.model_copy(update={"values": p.probes()}) for n, p in few.items()}
+        drawn = itertools.chain(itertools.islice(combinations(ends), MANY), random_draws(few, MANY))
+    others = {n: p.probes()[0] for n, p in config.parameters.items() if n not in few and not p.when}
+    asked = [each for each in conditions if searched_in(each, config.parameters) & tied]
+    for made in drawn:
+        trial = attempt(config, made)
+        if not isinstance(trial, TrialConfig):  # as in `attempt_one`
+            trial = attempt(config, others | made)
+        if isinstance(trial, TrialConfig) and all(_meets(trial, each) for each in asked):
+            yield made, trial
+
+
+def _deciding(
+    config: SweepConfig, names: Iterable[str], conditions: Sequence[Condition]
+) -> set[str]:
+    """The searched keys that decide the values at `names`, and whether they can be drawn."""
+    tied = {name for name in names if name in config.parameters}
+    ties = [searched_in(condition, config.parameters) for condition in conditions]
+    while True:
+        more = {other for name in tied for other in config.parameters[name].when}
+        more = more.union(*(tie for tie in ties if tie & tied)) - tied
+        if not more:
+            return tied
+        tied |= more
+
+
 def possible(config: SweepConfig, name: str) -> list[tuple[KeyPath, Any]]:
     """Values to try for a searched key: every choice or the ends of a range, and their places."""
     parameter = config.parameters[name]

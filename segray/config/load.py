@@ -189,20 +189,42 @@ class _Request:
         self.places[tuple(path)] = _Place(place, -1, 0)
 
     def without_effect(self) -> list[Problem]:
-        """Overrides of keys that are searched, whose own value no trial would see."""
+        """Overrides of keys that are searched, or of one above or below such a key, whose value no
+        trial would see."""
         searched = self.data.get("parameters")
+        always = [
+            name
+            for name, entry in (searched.items() if isinstance(searched, dict) else ())
+            if isinstance(name, str)
+            and entry is not None
+            and not (isinstance(entry, dict) and "when" in entry)
+        ]
         found = []
         for path, place in self.places.items():
-            name = show(path)
-            entry = searched.get(name) if isinstance(searched, dict) else None
-            if place.level == -1 and entry is not None and "when" not in (entry or {}):
-                value = brief(validate.get(self.data, path))
+            for name in always if place.level == -1 else ():
+                if not self._replaced(path, name):
+                    continue
+                value = validate.get(self.data, name.split("."))
+                fix = f"to pin it, set parameters.{name}={{value: {brief(value)}}}"
+                if value is None and name != show(path):  # a section that is to be null
+                    fix = f"set parameters.{name}=null as well"
                 rule = (
-                    f"this key is searched, so no trial would have this value; to pin it, set "
-                    f"parameters.{name}={{value: {value}}} (and start_points=[] if they name it)"
+                    f"{'this key' if name == show(path) else name} is searched, so no trial would "
+                    f"have this value; {fix} (and start_points=[] if they name it)"
                 )
-                found.append(Problem(place.text, name, rule))
+                found.append(Problem(place.text, show(path), rule))
         return found
+
+    def _replaced(self, path: KeyPath, name: str) -> bool:
+        """Whether a value for the searched key `name` takes the place of what stands at `path`."""
+        key = show(path)
+        if f"{key}.".startswith(f"{name}."):
+            return True
+        if not name.startswith(f"{key}."):
+            return False
+        *above, last = name.removeprefix(f"{key}.").split(".")
+        section = validate.get(self.data, (*path, *above))
+        return section is None or (isinstance(section, dict) and last in section)
 
     def _split(self, key: str) -> tuple[str, ...]:
         """Names below `parameters` are dotted themselves: the longest known one wins."""

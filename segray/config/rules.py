@@ -14,6 +14,7 @@ from segray.config.assignment import (
     attempt,
     attempt_one,
     combinations,
+    drawable,
     least_for,
     possible,
     random_draws,
@@ -30,6 +31,7 @@ from segray.config.validate import Flaw, get, nearest, searchable_keys
 from segray.config.yaml_file import KeyPath, brief, show
 
 MAX_GRID = 10_000  # trials
+BATCH, ACCUMULATE = "train.batch_size", "train.accumulate"
 
 
 def metric_names(data: Data) -> list[str]:
@@ -45,7 +47,11 @@ def contradictions(config: SweepConfig) -> list[Flaw]:
     found = [*_when(config)]
     if found:  # which trials there are, nobody can say
         return found
-    rules = (_require, _values_fit, _start_points, _between_keys, _early_terminate, _method, _grid)
+    rules = (
+        *(_require, _values_fit, _start_points),
+        *(_one_of_two, _shares, _passes, _crop, _metric, _places, _gpus, _class_weights),
+        *(_early_terminate, _method, _grid),
+    )
     found = [flaw for rule in rules for flaw in rule(config)]
     return found or [*_draws(config), *_trials_left(config)]
 
@@ -240,30 +246,61 @@ def _unmet(config: SweepConfig, made: Sequence[TrialConfig], none: str) -> Itera
         left = both or left
 
 
-def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
+def _one_of_two(config: SweepConfig) -> Iterator[Flaw]:
+    """A searched key that holds another."""
     names = list(config.parameters)
     for name in names:
         if outer := [other for other in names if name.startswith(f"{other}.")]:
             rule = f"{outer[0]} is searched too and holds this key: search one of them"
             yield Flaw(("parameters", name), rule)
+
+
+def _workers(config: SweepConfig) -> dict[str, int]:
+    """By section, how many workers share a batch."""
     workers = {"resources": config.resources.workers}
     if config.final is not None:
         workers["final"] = config.final.workers
-    for section, count in workers.items():
-        for _, batch in reachable_places(config, "train.batch_size"):
-            if batch % count:
+    return workers
+
+
+def _shares(config: SweepConfig) -> Iterator[Flaw]:
+    """A batch that its workers cannot share, in a trial that can be drawn."""
+    for section, count in _workers(config).items():
+        for _, trial in drawable(config, (BATCH,)) if count > 1 else ():
+            if (batch := value_at(trial, BATCH)) % count:
                 rule = f"the batch of {batch} images cannot be shared by {count} workers evenly"
                 yield Flaw((section, "workers"), rule, count)
                 break
-    for path, passes in reachable_places(config, "train.accumulate"):
-        shares = {
-            batch // count
-            for count in workers.values()
-            for _, batch in reachable_places(config, "train.batch_size")
-        }
-        if uneven := sorted(share for share in shares if share % passes):
-            rule = f"a worker's share of {uneven[0]} images cannot be taken in {passes} even passes"
-            yield Flaw(path, rule, passes)
+
+
+def _passes(config: SweepConfig) -> Iterator[Flaw]:
+    """A worker's share that cannot be taken in even passes, in a trial that can be drawn."""
+    places = [*reachable_places(config, ACCUMULATE)]
+    if all(passes == 1 for _, passes in places):
+        return
+    uneven: dict[tuple[KeyPath, int], int] = {}  # -> the smallest such share
+    for made, trial in drawable(config, (BATCH, ACCUMULATE)):
+        batch, passes = value_at(trial, BATCH), value_at(trial, ACCUMULATE)
+        for share in {batch // count for count in _workers(config).values()}:
+            if share % passes:
+                place = ("parameters", ACCUMULATE) if ACCUMULATE in made else _path(ACCUMULATE)
+                near = (at for at, value in places if value == passes)
+                at = next((at for at in near if at[: len(place)] == place), place)
+                uneven[at, passes] = min(share, uneven.get((at, passes), share))
+    # Of a range that has many such values, one says enough.
+    said = set()
+    for (at, passes), share in uneven.items():
+        if at not in said:
+            rule = f"a worker's share of {share} images cannot be taken in {passes} even passes"
+            yield Flaw(at, rule, passes)
+        said.add(at)
+
+
+def _path(name: str) -> KeyPath:
+    return tuple(name.split("."))
+
+
+def _crop(config: SweepConfig) -> Iterator[Flaw]:
     size = config.data.size
     for path, crop in reachable_places(config, "train.crop"):
         if crop is not None and (crop[0] > size[0] or crop[1] > size[1]):
@@ -272,6 +309,9 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
                 "train.crop=null for whole images"
             )
             yield Flaw(path, rule, list(crop))
+
+
+def _metric(config: SweepConfig) -> Iterator[Flaw]:
     metric, known = config.metric, metric_names(config.data)
     if metric.name not in known:
         near = nearest(metric.name, known)
@@ -282,6 +322,10 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
     if metric.name != "val/loss" and metric.goal == "minimize":
         rule = f"{metric.name} is better when it is larger: set goal: maximize"
         yield Flaw(("metric", "goal"), rule, metric.goal)
+
+
+def _places(config: SweepConfig) -> Iterator[Flaw]:
+    """Addresses of object stores."""
     root = config.data.root or ""
     if rule := wrong_url(root):
         yield Flaw(("data", "root"), rule, root)
@@ -290,6 +334,10 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
         yield Flaw(("data", "root"), rule, root)
     if rule := wrong_url(config.storage):
         yield Flaw(("storage",), rule, config.storage)
+
+
+def _gpus(config: SweepConfig) -> Iterator[Flaw]:
+    """A worker's share of a GPU."""
     share = config.resources.gpus_per_worker
     at_most = max(config.resources.workers, config.final.workers if config.final else 1)
     if share != "auto" and share > 1 and share != int(share):
@@ -301,6 +349,9 @@ def _between_keys(config: SweepConfig) -> Iterator[Flaw]:
             "each a whole one, or lower resources.workers and final.workers to 1"
         )
         yield Flaw(("resources", "gpus_per_worker"), rule, share)
+
+
+def _class_weights(config: SweepConfig) -> Iterator[Flaw]:
     classes = config.data.class_names
     for path, weights in reachable_places(config, "train.loss.class_weights"):
         if isinstance(weights, tuple) and len(weights) != len(classes):

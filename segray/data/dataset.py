@@ -6,8 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import posixpath
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.config.errors import MissingInput
 from segray.data import cityscapes, folders
 from segray.data.cache import cache_root, is_whole, lock_path, open_cache
-from segray.data.fetch import FilesData, Survey, fetch, imitate, survey
+from segray.data.fetch import FilesData, Survey, fetch, fetch_few, imitate, survey
 from segray.data.pairs import PairReader
 from segray.data.remote import is_remote
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
@@ -127,6 +128,37 @@ def count_images(data: Data) -> tuple[dict[str, int], Survey | None]:
         _, splits, findings = _pairs_in(data, Path(folder))
         refuse(findings)
     return {name: len(part) for name, part in splits.named().items()}, found
+
+
+@contextlib.contextmanager
+def few_samples(data: Data, ids: Collection[str]) -> Iterator[dict[str, Sample]]:
+    """By id those images of the test split that are named and there; their files can be read here.
+
+    Of an object store no more than these files are fetched, to be gone afterwards, unless all that
+    the section needs stands here already. Raises what `read_splits` raises.
+    """
+
+    def few(samples: list[Sample], splits: Splits) -> dict[str, Sample]:
+        found = (samples[position] for position in splits.test)
+        return {sample.id: sample for sample in found if sample.id in ids}
+
+    if isinstance(data, ScenesData) or not is_remote(data.root):
+        yield few(*read_splits(data))
+        return
+    found = survey(data)
+    if not found.missing:
+        yield few(*read_splits(data))
+        return
+    with tempfile.TemporaryDirectory(prefix="segray-") as folder:
+        imitate(data, found.listing, Path(folder))
+        samples, splits, findings = _pairs_in(data, Path(folder))
+        refuse(findings)
+        chosen = few(samples, splits)
+        files = [file for sample in chosen.values() for file in (sample.image, sample.mask)]
+        # data.images may go up and down again, as in masks/../images
+        names = {posixpath.normpath(file.relative_to(folder).as_posix()) for file in files}
+        fetch_few(data, found.listing, names, Path(folder))
+        yield chosen
 
 
 def find_pairs(

@@ -15,7 +15,7 @@ import math
 import os
 import posixpath
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +105,13 @@ def survey(data: FilesData) -> Survey:
     listing = _Scope(data).listing()
     folder = fetched_folder(data.root)
     return Survey(listing, _missing(folder, listing))
+
+
+def fetch_few(data: FilesData, listing: Listing, names: Iterable[str], folder: Path) -> None:
+    """Fetch some of the listed files below `folder`, in place of those that `imitate` made."""
+    few = {name: listing[name] for name in names}
+    for _ in _Scope(data).source.download_listed(few, folder):
+        pass
 
 
 def imitate(data: FilesData, listing: Listing, folder: Path) -> None:

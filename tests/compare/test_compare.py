@@ -15,9 +15,9 @@ from PIL import Image
 from segray.cli import main
 from segray.compare import pictures, verdict
 from segray.compare.compare import compare_runs
-from segray.compare.runs import open_runs, spent
-from segray.compare.statistics import difference
-from segray.config import RequestError, load_sweep
+from segray.compare.runs import check_comparable, open_runs, spent
+from segray.compare.statistics import difference, estimate
+from segray.config import FoldersData, RequestError, load_sweep
 from segray.data import open_dataset
 from segray.sweep.placement import Plan
 from segray.sweep.records import RunFolder
@@ -204,6 +204,21 @@ def test_pictures_are_where_the_models_differ_and_where_each_is_worst(two):
     assert len({image.size for _, image in first.panels}) == 1
 
 
+def test_an_image_without_a_scored_pixel_is_nobodys_worst(two):
+    runs = open_runs(two)
+    at = pictures.choose(runs)[0][0]
+    blank = [run.confusion.copy() for run in runs]
+    for counts in blank:
+        counts[:, at] = 0
+    blind = [replace(run, confusion=counts) for run, counts in zip(runs, blank, strict=True)]
+    for run, other in zip(runs, blind, strict=True):
+        quality = pictures.image_iou(other)
+        assert np.isnan(quality[at])
+        rest = np.arange(len(quality)) != at
+        np.testing.assert_array_equal(quality[rest], pictures.image_iou(run)[rest])
+    assert sorted(place for place, _ in pictures.choose(blind)) == np.flatnonzero(rest).tolist()
+
+
 def test_one_run_gives_its_own_report(two):
     comparison, page = compare_runs(two[:1], cost=False)
     assert page == two[0] / "report.html"
@@ -301,6 +316,33 @@ def test_other_training_images_cannot_be_compared(two, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ({"ids": 0, "color": [9, 9, 9]}, {"ids": 0}, None),  # colours only draw
+        ({"ids": 0}, {"ids": [0, 2]}, "data.classes"),
+        ({"color": [9, 9, 9]}, {"color": [8, 8, 8]}, "data.classes"),  # colours are the labels
+    ],
+)
+def test_classes_are_compared_by_what_masks_hold(two, first, second, told):
+    other = {"color": [1, 1, 1]} if "ids" not in first else {"ids": 1}
+    section = {"format": "folders", "root": "/own", "size": [32, 64], "images": "a", "masks": "b"}
+    found = [
+        replace(
+            run,
+            config=run.config.model_copy(
+                update={"data": FoldersData(**section, classes={"land": masked, "sea": other})}
+            ),
+        )
+        for run, masked in zip(open_runs(two), (first, second), strict=True)
+    ]
+    if told is None:
+        check_comparable(found)
+        return
+    with pytest.raises(RequestError, match=told):
+        check_comparable(found)
+
+
 def test_what_is_unfair_is_said(two, tmp_path):
     path = run(
         write_sweep(
@@ -318,6 +360,15 @@ def test_what_is_unfair_is_said(two, tmp_path):
     assert "unet 3, less 1 trials" in said or "less 1, unet 3 trials" in said
     assert "not trained with as many seeds" in said
     assert "may not last as many epochs" in said
+
+
+def test_each_metric_is_drawn_of_all_models(two, tmp_path):
+    metric = {"name": "val/dice", "goal": "maximize"}
+    path = run(write_sweep(tmp_path, "dice", UNET, run_cap=1, final={"seeds": [0]}, metric=metric))
+    for found in open_runs([two[0], path]):
+        for training in found.trainings:
+            assert None not in training.curves["val/dice"]
+            assert None not in training.curves["val/miou"]
 
 
 def test_among_several_the_verdict_says_who_is_better_than_whom(two, tmp_path):
@@ -340,6 +391,25 @@ def test_pretraining_stands_in_the_verdict(two):
     assert "began alike" not in verdict.of_pair(segformer, unet, gap)
 
 
+def test_a_verdict_without_an_interval_names_classes(two):
+    a, b = open_runs(two)
+    names = ", ".join(a.classes)
+    alone = [replace(run, confusion=run.confusion[:, :1], cities=run.cities[:1]) for run in (a, b)]
+    gap = difference(*(run.confusion for run in alone), alone[0].cities).miou
+    said = verdict.of_pair(*alone, gap)
+    assert f"no class is in the truth of two images: {names}. unet is ahead" in said
+
+
+def test_images_of_no_city_are_not_taken_together(two):
+    runs = open_runs(two)
+    for cities, together in ((runs[0].cities, True), (("",) * len(runs[0].ids), False)):
+        found = [replace(run, cities=cities) for run in runs]
+        miou = {run.name: estimate(run.confusion, cities).miou for run in found}
+        said = " ".join(verdict.notes(found, miou, []))
+        assert ("(Student's t; images of one city are taken together)" in said) is together
+        assert ("(Student's t)" in said) is not together
+
+
 def test_a_choice_of_candidates_test_scores_and_a_sweep_at_work_are_said(copies, tmp_path):
     shutil.copytree(copies[0] / "final", copies[0] / "final-before-1")
     (copies[1] / ".done").unlink()
@@ -359,10 +429,14 @@ def test_without_the_study_its_charts_are_left_out(copies, tmp_path):
 
 def test_with_one_seed_there_is_no_verdict(two, tmp_path):
     path = run(write_sweep(tmp_path, "single", UNET, run_cap=1, final={"seeds": [0]}))
-    comparison, _ = compare_runs([two[1], path], tmp_path / "out", cost=False)
+    comparison, page = compare_runs([two[1], path], tmp_path / "out", cost=False)
     assert comparison.verdict.startswith("No verdict on ")
     assert "one seed does not show" in comparison.verdict
-    assert not comparison.pairs[0].shown
+    assert 'class="sure"' not in page.read_text()
+    (pair,) = json.loads((tmp_path / "out/compare.json").read_text())["pairs"]
+    for figures in (pair["miou"], *pair["iou"].values()):
+        assert figures["differs"] is False
+        assert figures["p"] is figures["p_corrected"] is figures["p_better"] is None
 
 
 def test_without_the_predictions_there_are_no_pictures_and_the_rest_is_there(copies, tmp_path):

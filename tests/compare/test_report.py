@@ -275,6 +275,32 @@ def test_the_mean_curve_ends_where_the_first_seed_does(make_comparison):
     assert ends == [*lengths, min(lengths)]
 
 
+def test_metrics_that_differ_are_named_beside_their_figures(tmp_path, make_comparison):
+    made = make_comparison(2)
+    same = tmp_path / "same.html"
+    write_report(same, made, [], {})
+    assert '<th scope="col" class="n">val/miou</th>' in same.read_text()
+    other = dataclasses.replace(
+        made.models[1],
+        metric="val/dice",
+        trainings=[
+            dataclasses.replace(one, curves=one.curves | {"val/dice": one.curves["val/miou"]})
+            for one in made.models[1].trainings
+        ],
+    )
+    made = dataclasses.replace(made, models=[made.models[0], other])
+    write_report(tmp_path / "report.html", made, [], {})
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<th scope="col" class="n">Best on val</th>') == 2
+    assert '<th scope="col" class="n">val/miou</th>' not in page
+    for model in made.models:
+        for one in model.trainings:
+            assert f"{one.val:.3f} ({model.metric})</td>" in page
+    assert [chart.title for chart in charts.learning(made)] == [
+        *("val/miou by epoch", "val/dice by epoch", "loss by epoch"),
+    ]
+
+
 def test_optunas_charts_of_a_study(make_comparison, make_study):
     model = make_comparison(1).models[0]
     found = {chart.title: chart for chart in sweep_charts(make_study(), model, 0)}

@@ -121,8 +121,8 @@ def test_swapping_negates_and_order_does_not_matter(seed, seeds_a, seeds_b, citi
     for one, other, same in zip(*map(all_of, (found, swapped, shuffled)), strict=True):
         assert other.value == -one.value
         assert (-other.high, -other.low) == pytest.approx((one.low, one.high))
-        assert other.p == pytest.approx(one.p)
-        assert other.p_better == pytest.approx(1 - one.p_better)
+        assert other.p == pytest.approx(one.p, nan_ok=True)
+        assert other.p_better == pytest.approx(1 - one.p_better, nan_ok=True)
         assert asdict(same) == pytest.approx(asdict(one), nan_ok=True)
 
 
@@ -167,7 +167,8 @@ def test_a_model_against_itself_differs_by_exactly_nothing():
         assert (one.value, one.p, one.p_better, one.se_images) == (0, 1, 0.5, 0)
         assert one.low < 0 < one.high  # other seeds might differ
     single = difference(counts[:1], counts[:1], list("abc")).miou
-    assert (single.value, single.low, single.high, single.p, single.se) == (0, 0, 0, 1, 0)
+    assert (single.value, single.low, single.high, single.se) == (0, 0, 0, 0)
+    assert math.isnan(single.p)
 
 
 def test_one_seed_covers_images_only_and_says_so():
@@ -181,6 +182,19 @@ def test_one_seed_covers_images_only_and_says_so():
     assert pair.se_seeds > 0  # the other's seeds are known
     assert "a single seed" in pair.note
     assert difference(b, b, list("abc")).miou.over == "cities and seeds"
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 3), (3, 1)])
+def test_with_one_seed_nothing_is_said_to_differ(seeds):
+    rng = np.random.default_rng(0)
+    better = draw(rng, TEN, seeds[0], shift=-2.0)
+    found = difference(better, draw(rng, TEN, seeds[1]), [str(c) for c in range(len(TEN))])
+    assert found.miou.low > 0  # over the cities alone
+    for one in all_of(found):
+        assert not one.differs
+        assert math.isnan(one.p)
+        assert math.isnan(one.p_corrected)
+        assert math.isnan(one.p_better)
 
 
 def test_one_city_resamples_images_and_says_so():

@@ -489,6 +489,64 @@ def test_keys_that_contradict_each_other_are_refused(file: Path, text: str, expe
     assert expected in line
 
 
+@pytest.mark.parametrize(
+    ("workers", "parameters", "require"),
+    [
+        (2, "SIZE: [4, 16], PASSES: {values: [2, 8], when: {SIZE: 16}}", ""),
+        (1, "SIZE: [4, 16], PASSES: [1, 8]", "SIZE % PASSES == 0"),
+        (1, "SIZE: {min: 1, max: 4096}, PASSES: [1, 8], LR: {min: 1.0e-3, max: 0.1}",
+         "SIZE % PASSES + 0 * LR == 0"),
+        (2, "SIZE: {value: 10, when: {PASSES: 1}}, PASSES: [1, 4]", ""),
+        (2, "SIZE: [5, 8], PASSES: [2, 4]", "SIZE % PASSES == 0"),
+    ],
+)  # fmt: skip
+def test_batches_and_passes_are_asked_of_trials_that_can_be_drawn(
+    file: Path, workers: int, parameters: str, require: str
+) -> None:
+    text = f"resources: {{workers: {workers}}}\nparameters: {{{parameters}}}\n"
+    text += f"require: ['{require}']\n" if require else ""
+    for short, key in (("SIZE", "batch_size"), ("PASSES", "accumulate"), ("LR", "optimizer.lr")):
+        text = text.replace(short, f"train.{key}")
+    load(file, HEAD + text)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "require", "expected"),
+    [
+        (
+            "train.batch_size: [4, 16], train.accumulate: [1, 8]",
+            "train.batch_size > 2",
+            "parameters.train.accumulate.values[1]: a worker's share of 4 images cannot be taken "
+            "in 8 even passes",
+        ),
+        (
+            "train.batch_size: [4, 16], train.accumulate: {values: [2, 8], when: "
+            "{train.batch_size: 4}}",
+            "train.batch_size > 2",
+            "parameters.train.accumulate.values[1]: a worker's share of 4 images cannot be taken "
+            "in 8 even passes",
+        ),
+        (
+            "train.batch_size: {min: 8, max: 4096, q: 8}, train.accumulate: {min: 1, max: 4096}",
+            "train.accumulate < 8",
+            "parameters.train.accumulate: a worker's share of ",
+        ),
+        (
+            "train.batch_size: [4, 6]",
+            "train.batch_size > 2",
+            "train.accumulate: a worker's share of 6 images cannot be taken in 4 even passes",
+        ),
+    ],
+)
+def test_passes_that_do_not_fit_a_trial_that_can_be_drawn_are_refused(
+    file: Path, parameters: str, require: str, expected: str
+) -> None:
+    text = f"{HEAD}parameters: {{{parameters}}}\nrequire: ['{require}']\n"
+    text += "" if "accumulate" in parameters else "train: {accumulate: 4}\n"
+    (line,) = report(file, text)
+    assert expected in line
+
+
 def test_a_value_that_fits_no_key_hides_no_other_rule(file: Path) -> None:
     text = "parameters: {train.batch_size: {values: [a, 6]}}\nresources: {workers: 4}\n"
     first, second = report(file, HEAD + text)
@@ -687,6 +745,54 @@ def test_a_parameter_is_overridden_under_its_dotted_name(
     dumped = parameter.model_dump(mode="json")
     del dumped["distribution"]
     assert dumped == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        (
+            "train.optimizer.lr=0.1",
+            "train.optimizer.lr: this key is searched, so no trial would have this value; to pin "
+            "it, set parameters.train.optimizer.lr={value: 0.1} (and start_points=[] if they name "
+            "it)",
+        ),
+        (
+            "train.optimizer={lr: 0.1}",
+            "train.optimizer: train.optimizer.lr is searched, so no trial would have this value; "
+            "to pin it, set parameters.train.optimizer.lr={value: 0.1}",
+        ),
+        ("train={optimizer: {lr: 0.1}}", "train: train.optimizer.lr is searched, so no trial"),
+        (
+            "train.early_stop.patience=5",
+            "train.early_stop.patience: train.early_stop is searched, so no trial would have this "
+            "value; to pin it, set parameters.train.early_stop={value: {patience: 5}}",
+        ),
+        ("train.early_stop=null", "train.early_stop: this key is searched, so no trial"),
+        (
+            "train.loss=null",
+            "train.loss: train.loss.dice is searched, so no trial would have this value; "
+            "set parameters.train.loss.dice=null as well",
+        ),
+    ],
+)
+def test_an_override_that_a_searched_key_replaces_is_refused(
+    file: Path, override: str, rule: str
+) -> None:
+    text = (
+        f"{HEAD}parameters:\n"
+        "  train.optimizer.lr: {values: [0.01, 0.1]}\n"
+        "  train.early_stop: {values: [null, {patience: 3}]}\n"
+        "  train.loss.dice: {values: [0.0, 1.0]}\n"
+    )
+    assert report(file, text, override)[0].startswith(f"override {override}: {rule}")
+
+
+def test_an_override_beside_a_searched_key_is_taken(file: Path) -> None:
+    text = f"{HEAD}parameters: {{train.optimizer.lr: {{values: [0.01, 0.1]}}}}\n"
+    config = load(file, text, "train.optimizer={weight_decay: 0.5}")
+    assert config.train.optimizer.weight_decay == 0.5
+    pinned = load(file, text, "parameters.train.optimizer.lr=null", "train.optimizer={lr: 0.5}")
+    assert (pinned.train.optimizer.lr, pinned.parameters) == (0.5, {})
 
 
 def test_a_parameter_that_the_file_lacks_is_made_by_overrides(file: Path) -> None:

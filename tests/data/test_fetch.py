@@ -12,9 +12,18 @@ import pytest
 
 from segray.config import CityscapesData, Data, FoldersData, RequestError, WorkError, load_sweep
 from segray.config.errors import MissingInput
-from segray.data import count_images, data_version, dataset, fetch, open_dataset, read_splits
+from segray.data import (
+    count_images,
+    data_version,
+    dataset,
+    fetch,
+    few_samples,
+    open_dataset,
+    read_splits,
+)
 from segray.data.check import check_dataset
 from segray.data.housekeeping import clear_stored, stored
+from segray.data.pairs import PairReader
 from segray.data.remote import RemoteError, RemoteRefused
 
 PARTS = {"train": {"aachen": 3, "bochum": 2}, "val": {"bonn": 2}}
@@ -267,6 +276,25 @@ def test_the_plan_is_told_without_a_fetch(streets, own_cache) -> None:
     _, splits = read_splits(streets)
     assert images == {name: len(part) for name, part in splits.named().items()}
     assert count_images(streets)[1].missing == {}
+
+
+def test_a_few_images_are_fetched_without_the_others(streets, s3_proxy, own_cache) -> None:
+    wanted = "bonn_000000_000001"
+    with few_samples(streets, {wanted, "no such image"}) as found:
+        (sample,) = found.values()
+        assert sample.id == wanted
+        few = PairReader(streets).read(sample)
+    assert kinds(s3_proxy)["get"] == 2
+    assert not sample.image.exists()
+    assert not list(own_cache.glob("files-*"))
+    samples, splits = read_splits(streets)
+    whole = PairReader(streets).read(samples[splits.test[1]])
+    np.testing.assert_array_equal(few.image, whole.image)
+    np.testing.assert_array_equal(few.mask, whole.mask)
+    s3_proxy.taken()
+    with few_samples(streets, {wanted}) as found:  # all is here by now
+        assert found[wanted].image.is_relative_to(own_cache)
+    assert kinds(s3_proxy)["get"] == 0
 
 
 def test_what_is_wrong_is_said_of_the_store(streets, bucket) -> None:

@@ -3,6 +3,9 @@
 import fcntl
 import io
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -162,3 +165,30 @@ def test_a_folder_that_stayed_empty_is_not_called_damaged(own_cache, capsys) -> 
     assert "nothing: what should have come there did not" in capsys.readouterr().out
     assert command("clear", "--yes") == 0
     assert names() == set()
+
+
+@pytest.mark.parametrize("signals", [True, False], ids=["Ctrl-C", "Ctrl-D"])
+def test_a_question_that_is_interrupted_deletes_nothing(own_and_drawn, signals) -> None:
+    before = names()
+    terminal, end = os.openpty()
+    asked = subprocess.Popen(
+        [sys.executable, "-m", "segray", "data", "cache", "clear"],
+        stdin=end,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    told = b""
+    while b"[y/N]" not in told:
+        piece = os.read(asked.stdout.fileno(), 4096)
+        assert piece, told
+        told += piece
+    if signals:
+        asked.send_signal(signal.SIGINT)
+    else:
+        os.write(terminal, b"\x04")
+    _, complaint = asked.communicate(timeout=60)
+    os.close(terminal)
+    os.close(end)
+    assert asked.returncode == 130
+    assert complaint.decode().strip() == "error: interrupted"
+    assert names() == before
