@@ -161,10 +161,31 @@ def _build(
             f"{size[1]} x 4 bytes) and {folder.parent} has {free / 1e9:.1f} GB free: make room, "
             "name another folder in SEGRAY_CACHE, or lower data.size"
         )
-    temporary.mkdir()
-    shape = (len(samples), *size)
-    images = _allocate(temporary / "images.npy", (*shape, 3))
-    masks = _allocate(temporary / "masks.npy", shape)
+    try:
+        temporary.mkdir()
+        _fill(temporary, samples, data, progress)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(temporary)  # a node that locks did not reach was first
+    except BaseException:
+        # Its room was taken all at once, and other files or settings would not find it again.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _fill(
+    folder: Path,
+    samples: Sequence[Sample],
+    data: Data,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the arrays, and last what they are."""
+    shape = (len(samples), *data.size)
+    images = _allocate(folder / "images.npy", (*shape, 3))
+    masks = _allocate(folder / "masks.npy", shape)
     reader = PairReader(data)
 
     def fill(position: int) -> None:
@@ -186,14 +207,8 @@ def _build(
             raise
     images.flush()
     masks.flush()
-    meta = {"images": len(samples), "size": size, "format": data.format, "root": data.root}
-    (temporary / META).write_text(json.dumps(meta) + "\n")
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(temporary)  # a node that locks did not reach was first
+    meta = {"images": len(samples), "size": data.size, "format": data.format, "root": data.root}
+    (folder / META).write_text(json.dumps(meta) + "\n")
 
 
 def discard(folder: Path) -> None:
