@@ -36,6 +36,8 @@ def streets(tree, bucket) -> CityscapesData:
             mask.with_name(mask.name.replace("labelIds.png", ending)).write_bytes(b"not needed")
     (root / "leftImg8bit" / "test" / "berlin").mkdir(parents=True)
     (root / "leftImg8bit" / "test" / "berlin" / "b_000000_leftImg8bit.png").write_bytes(b"neither")
+    image = next(root.rglob("*_leftImg8bit.png"))
+    image.with_name(f"{image.name}.aux.xml").write_bytes(b"left by a tool")
     bucket.put_tree(root, "city")
     return CityscapesData(format="cityscapes", root=f"{bucket.url}/city", size=(32, 64))
 
