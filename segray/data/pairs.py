@@ -18,6 +18,7 @@ from segray.data.samples import BadPair, Finding, Sample
 # What Pillow raises for files that are damaged, cut short or absurdly large.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
+COLOUR_MODES = ("RGB", "RGBA", "P", "L", "1")
 # What makes an image upright, by the orientation in its EXIF; 1 is upright already.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,7 +29,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-COLOUR_MODES = ("RGB", "RGBA", "P", "L", "1")
 
 
 @dataclass(frozen=True)
