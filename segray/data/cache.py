@@ -39,7 +39,7 @@ FORMAT = 3
 META = "meta.json"  # what a cache holds; its time of change is when the cache was last opened
 COPIES = ("runs", "read")  # copies of runs in an object store, <kind>/<storage>/<name>: sweep/store
 COPY_OF = ".url"  # a file beside the copies of runs of one storage: where that is
-RUN_LOCK = ".lock"  # in a run's folder: held by every process of its sweep
+RUN_LOCK = ".lock"  # in a run's folder, and one of files that masks are read from: held while used
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 _log = logging.getLogger(__name__)

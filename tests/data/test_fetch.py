@@ -51,7 +51,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def names_here(data: Data) -> list[str]:
     folder = fetch.fetched_folder(data.root)
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in files if not name.startswith(".segray"))
+    return sorted(name for name in files if not name.startswith("."))
 
 
 def kinds(proxy) -> Counter[str]:
@@ -359,6 +359,9 @@ def test_the_cache_lists_and_frees_fetched_files(streets, monkeypatch) -> None:
     assert files.holds == f"files fetched from {streets.root}"
     assert images.holds == f"7 images at 32x64: cityscapes, {streets.root}"
     assert files.bytes > 14 * 100
+    clear_stored([files.path.name], None, lambda _: True)
+    assert files.path.exists()  # masks are read from it
+    dataset._opened.clear()
     clear_stored([files.path.name], None, lambda _: True)
     assert not files.path.exists()
     forget(monkeypatch)
