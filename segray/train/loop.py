@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from segray.config import RequestError, TrialConfig
 from segray.data import Dataset, TrainLoader, loader_threads
@@ -30,7 +30,14 @@ from segray.train.loss import balanced_weights
 from segray.train.metrics import scores
 from segray.train.optimizer import LearningRate, build_optimizer
 from segray.train.progress import Progress
-from segray.train.step import autocast_type, backward, build_trial_model, on_workers
+from segray.train.step import (
+    autocast_type,
+    backward,
+    build_trial_model,
+    clip_gradients,
+    gradient_norm,
+    on_workers,
+)
 
 State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "budget"]
 Stop = Literal["pruned", "budget"]
@@ -185,7 +192,8 @@ class _Training:
                 dice=settings.loss.dice,
                 dtype=self.precision,
             )
-            norms[step] = self._clip_gradients()
+            norms[step] = gradient_norm(self.model)
+            clip_gradients(self.model, norms[step], settings.optimizer.clip_norm)
             self.optimizer.step()
             last_step = step + 1 == self.loader.steps
             look = last_step or (step + 1) % CHECK_EVERY == 0
@@ -205,14 +213,6 @@ class _Training:
             "time/images_per_s": self.loader.steps * settings.batch_size / seconds,
             "time/data_wait": waited / seconds,
         }
-
-    def _clip_gradients(self) -> Tensor:
-        """The norm of all gradients, which are the same on all workers, before it is clipped."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit := self.config.train.optimizer.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
 
     def _describe_divergence(self, epoch: int, norms: Tensor, rates: list[float]) -> str:
         values = norms.cpu()
