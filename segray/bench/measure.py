@@ -16,20 +16,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segray.bench.bounds import bounds, wait_for
 from segray.config import SweepConfig, TrialConfig, WorkError
 from segray.data import (
-    IGNORE,
     Batch,
     Dataset,
     TrainLoader,
     cache_root,
     eval_batches,
     loader_threads,
-    to_device,
 )
 from segray.data.samples import Splits
 from segray.models import Segmenter
@@ -42,14 +39,12 @@ from segray.train import (
     autocast_type,
     build_trial_model,
     checkpoint,
-    count_pixels,
     peak_bytes,
     train,
 )
-from segray.train.evaluation import EVAL_BATCH
-from segray.train.metrics import count_upsampled, upsample
+from segray.train.evaluation import EVAL_BATCH, score_batch
 from segray.train.optimizer import build_optimizer
-from segray.train.step import autocast, backward, clip_gradients, gradient_norm
+from segray.train.step import backward, clip_gradients, gradient_norm
 
 SECONDS = 60.0  # for everything; what follows are shares of it
 FIRST = 0.1  # the loop for one step, which says how many fit into the rest
@@ -348,25 +343,18 @@ class _Step:
         self.optimizer.step()
         lap("optimizer")
 
-    @torch.inference_mode()
     def score(self, batch: Batch, lap: Lap) -> None:
-        """The loss and the confusion matrices of a batch of val, as `evaluate` makes them."""
+        """A batch of val."""
         self.model.eval()
         assert isinstance(self.model, Segmenter)
-        images, masks = batch.on(self.device)
-        lap("data")
-        with autocast(self.device, self.precision):
-            images = images.contiguous(memory_format=torch.channels_last)
-            coarse = self.model.coarse(images).float().contiguous()
-        lap("forward")
-        logits = upsample(coarse, masks.shape[-2:])
-        F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
-        lap("loss")
-        for one, mask in zip(coarse, batch.native_masks, strict=False):
-            count_upsampled(one, to_device(mask, self.device))
-        if not batch.native_masks:
-            count_pixels(logits, masks)
-        lap("metrics")
+        score_batch(
+            self.model,
+            batch,
+            batch_size=EVAL_BATCH,
+            device=self.device,
+            dtype=self.precision,
+            lap=lap,
+        )
 
 
 class _Told(nn.Module):
