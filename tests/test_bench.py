@@ -193,6 +193,20 @@ def test_too_little_memory_is_told_with_what_to_lower(file, monkeypatch, error):
         measured(file)
 
 
+def test_bounds_that_find_too_little_memory_are_left_out(file, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(measure, "bounds", fail)
+    config, screen = load_sweep(file), Screen("val/miou", "maximize", 3)
+    trial = estimate.own_trial(config, Plan(1, 1, 0.0, 2))
+    data = open_dataset(config.data)
+    measuring = measure._Measurement(trial, data, tmp_path, screen, seconds=1.0)
+    images, masks = torch.rand(4, 3, 32, 64), torch.zeros(4, 32, 64, dtype=torch.uint8)
+    assert measuring._bounds(images, masks, torch.float32) is None
+    assert "too little memory to measure that" in capsys.readouterr().out
+
+
 def test_a_gpu_has_its_bounds_beside_what_was_reached(file):
     config = load_sweep(file)
     bench = measured(file, seconds=1e-6)

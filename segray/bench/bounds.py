@@ -42,8 +42,10 @@ def bounds(
     a = torch.rand(side, side, dtype=dtype, device=device)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")  # TF32, which convolutions take by default
-    product_s = _seconds(lambda: a @ a, device)
-    torch.set_float32_matmul_precision(before)
+    try:
+        product_s = _seconds(lambda: a @ a, device)
+    finally:
+        torch.set_float32_matmul_precision(before)
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy_s = _seconds(lambda: target.copy_(source), device)

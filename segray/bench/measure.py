@@ -11,28 +11,26 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segray.bench.bounds import bounds, wait_for
 from segray.config import SweepConfig, TrialConfig, WorkError
 from segray.data import (
-    IGNORE,
     Batch,
     Dataset,
     TrainLoader,
     cache_root,
     eval_batches,
     loader_threads,
-    to_device,
 )
 from segray.data.samples import Splits
 from segray.models import Segmenter
-from segray.sweep.estimate import Bench, duration, facts, own_trial
+from segray.sweep.estimate import Bench, Bounds, duration, facts, own_trial
 from segray.sweep.placement import Plan
 from segray.sweep.progress import Screen
 from segray.train import (
@@ -41,14 +39,12 @@ from segray.train import (
     autocast_type,
     build_trial_model,
     checkpoint,
-    count_pixels,
     peak_bytes,
     train,
 )
-from segray.train.evaluation import EVAL_BATCH
-from segray.train.metrics import count_upsampled, upsample
+from segray.train.evaluation import EVAL_BATCH, score_batch
 from segray.train.optimizer import build_optimizer
-from segray.train.step import autocast, backward
+from segray.train.step import backward, clip_gradients, gradient_norm
 
 SECONDS = 60.0  # for everything; what follows are shares of it
 FIRST = 0.1  # the loop for one step, which says how many fit into the rest
@@ -142,7 +138,9 @@ class _Measurement:
             val = min(val, len(splits.val))
             self.screen.say(f"training epochs of {steps} steps and {val} images of val")
             loop = self._train("loop", steps, val, 10**6, LOOP)
-        peak = peak_bytes(self.device)  # of the loop alone: what follows holds a second model
+        # What follows holds a second model. On a CPU this is the peak of the process so far, and
+        # whoever called may have needed more; on a GPU it is that of the loop.
+        peak = peak_bytes(self.device)
         loader = TrainLoader(
             self.dataset,
             self.dataset.splits.train,
@@ -163,19 +161,17 @@ class _Measurement:
             model_s = whole - parts[0]["data"]
         else:
             model_s = statistics.median(
-                self._timed(lambda: step.train(images, masks)) for _ in self._turns(ALONE)
+                self._timed(partial(step.train, images, masks)) for _ in self._turns(ALONE)
             )
         weights, both, written = self._write_checkpoints(step)
-        limits = None
-        if self.device.type == "cuda":
-            self.screen.say("what the GPU could do at most")
-            # Operations are counted one by one.
-            eager = _Step(self.trial, self.device, compiled=False)
-            dtype = step.precision or torch.float32
-            limits = bounds(lambda: eager.train(images, masks), self.batch, self.device, dtype)
+        eval_parts = _medians(self._eval_parts(step, 0 if long else EVAL_PARTS))
+        parameters = sum(p.numel() for p in step.model.parameters())
+        dtype = step.precision or torch.float32
+        del step  # the next one needs the room
+        limits = self._bounds(images, masks, dtype) if self.device.type == "cuda" else None
         return Bench(
             facts=known,
-            parameters=sum(p.numel() for p in step.model.parameters()),
+            parameters=parameters,
             steps=loop.steps,
             train_images_per_s=loop.images_per_s,
             eval_images_per_s=loop.eval_images_per_s,
@@ -184,7 +180,7 @@ class _Measurement:
             data_wait=loop.data_wait,
             train_parts=_medians(parts),
             train_step_s=whole,
-            eval_parts=_medians(self._eval_parts(step, 0 if long else EVAL_PARTS)),
+            eval_parts=eval_parts,
             peak_bytes=peak,
             checkpoint_bytes=both,
             weights_bytes=weights,
@@ -260,6 +256,17 @@ class _Measurement:
             found.append(clock.parts)
         return _warm(found)
 
+    def _bounds(self, images: Tensor, masks: Tensor, dtype: torch.dtype) -> Bounds | None:
+        """What the GPU could do at most with a step; None where that finds too little memory."""
+        self.screen.say("what the GPU could do at most")
+        try:
+            # Operations are counted one by one.
+            eager = _Step(self.trial, self.device, compiled=False)
+            return bounds(lambda: eager.train(images, masks), self.batch, self.device, dtype)
+        except torch.OutOfMemoryError:  # all that the loop needs is measured by now
+            self.screen.say("there is too little memory to measure that: left out")
+            return None
+
     def _write_checkpoints(self, step: _Step) -> tuple[int, int, float]:
         """Bytes of `best` and of `last`, and the seconds that writing both takes."""
         best, last = (self.scratch / f"{name}.safetensors" for name in ("best", "last"))
@@ -330,33 +337,24 @@ class _Step:
             dtype=self.precision,
         )
         lap("backward")
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = gradient_norm(self.model)
         lap("metrics")
-        if limit := self.settings.optimizer.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        clip_gradients(self.model, norm, self.settings.optimizer.clip_norm)
         self.optimizer.step()
         lap("optimizer")
 
-    @torch.inference_mode()
     def score(self, batch: Batch, lap: Lap) -> None:
-        """The loss and the confusion matrices of a batch of val, as `evaluate` makes them."""
+        """A batch of val."""
         self.model.eval()
         assert isinstance(self.model, Segmenter)
-        images, masks = batch.on(self.device)
-        lap("data")
-        with autocast(self.device, self.precision):
-            images = images.contiguous(memory_format=torch.channels_last)
-            coarse = self.model.coarse(images).float().contiguous()
-        lap("forward")
-        logits = upsample(coarse, masks.shape[-2:])
-        F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
-        lap("loss")
-        for one, mask in zip(coarse, batch.native_masks, strict=False):
-            count_upsampled(one, to_device(mask, self.device))
-        if not batch.native_masks:
-            count_pixels(logits, masks)
-        lap("metrics")
+        score_batch(
+            self.model,
+            batch,
+            batch_size=EVAL_BATCH,
+            device=self.device,
+            dtype=self.precision,
+            lap=lap,
+        )
 
 
 class _Told(nn.Module):

@@ -39,7 +39,7 @@ FORMAT = 3
 META = "meta.json"  # what a cache holds; its time of change is when the cache was last opened
 COPIES = ("runs", "read")  # copies of runs in an object store, <kind>/<storage>/<name>: sweep/store
 COPY_OF = ".url"  # a file beside the copies of runs of one storage: where that is
-RUN_LOCK = ".lock"  # in a run's folder: held by every process of its sweep
+RUN_LOCK = ".lock"  # in a run's folder, and one of files that masks are read from: held while used
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 _log = logging.getLogger(__name__)
@@ -161,10 +161,31 @@ def _build(
             f"{size[1]} x 4 bytes) and {folder.parent} has {free / 1e9:.1f} GB free: make room, "
             "name another folder in SEGRAY_CACHE, or lower data.size"
         )
-    temporary.mkdir()
-    shape = (len(samples), *size)
-    images = _allocate(temporary / "images.npy", (*shape, 3))
-    masks = _allocate(temporary / "masks.npy", shape)
+    try:
+        temporary.mkdir()
+        _fill(temporary, samples, data, progress)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(temporary)  # a node that locks did not reach was first
+    except BaseException:
+        # Its room was taken all at once, and other files or settings would not find it again.
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _fill(
+    folder: Path,
+    samples: Sequence[Sample],
+    data: Data,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the arrays, and last what they are."""
+    shape = (len(samples), *data.size)
+    images = _allocate(folder / "images.npy", (*shape, 3))
+    masks = _allocate(folder / "masks.npy", shape)
     reader = PairReader(data)
 
     def fill(position: int) -> None:
@@ -186,14 +207,8 @@ def _build(
             raise
     images.flush()
     masks.flush()
-    meta = {"images": len(samples), "size": size, "format": data.format, "root": data.root}
-    (temporary / META).write_text(json.dumps(meta) + "\n")
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(temporary)  # a node that locks did not reach was first
+    meta = {"images": len(samples), "size": data.size, "format": data.format, "root": data.root}
+    (folder / META).write_text(json.dumps(meta) + "\n")
 
 
 def discard(folder: Path) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from segray.config import CITYSCAPES_HELP
 from segray.config.errors import MissingInput
+from segray.data.folders import IMAGE_TYPES, one_place
 from segray.data.samples import Finding, Sample, Splits, pooled
 
 PARTS = ("train", "val")  # Cityscapes' own test part has no public masks
+IMAGE_STEM = "_leftImg8bit"
 MASK_ENDING = "_gtFine_labelIds.png"
 
 
@@ -25,16 +27,20 @@ def find_samples(root: Path) -> tuple[list[Sample], list[Finding]]:
     samples: list[Sample] = []
     findings: list[Finding] = []
     for part in PARTS:
-        for image in sorted((root / "leftImg8bit" / part).glob("*/*_leftImg8bit.*")):
-            if image.name.startswith("."):  # macOS keeps a ._ file beside each
-                continue
-            stem = image.name[: image.name.rindex("_leftImg8bit.")]
-            city = image.parent.name
+        # By city and stem: tools leave files like .png.aux.xml beside an image.
+        found: dict[tuple[str, str], list[Path]] = {}
+        for image in sorted((root / "leftImg8bit" / part).glob("*/*")):
+            if is_image(image.name):
+                stem = image.stem.removesuffix(IMAGE_STEM)
+                found.setdefault((image.parent.name, stem), []).append(image)
+        for (city, stem), images in found.items():
             mask = root / "gtFine" / part / city / f"{stem}{MASK_ENDING}"
-            if mask.is_file():
-                samples.append(Sample(stem, city, part, image, mask))
+            if len(images) > 1:
+                findings.append(one_place(images))
+            elif mask.is_file():
+                samples.append(Sample(stem, city, part, images[0], mask))
             else:
-                message = f"{image}: no mask; expected {mask}, from gtFine_trainvaltest.zip"
+                message = f"{images[0]}: no mask; expected {mask}, from gtFine_trainvaltest.zip"
                 findings.append(Finding("images without a mask", message))
     if not samples and not findings:
         expected = f"{root}/leftImg8bit/train/<city>/<name>_leftImg8bit.png"
@@ -42,6 +48,16 @@ def find_samples(root: Path) -> tuple[list[Sample], list[Finding]]:
             f"data.root: expected images as {expected}, found none\n{CITYSCAPES_HELP}"
         )
     return samples, findings
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of that name is an image; macOS keeps a ._ file beside each."""
+    path = PurePath(name)
+    return (
+        path.suffix.lower() in IMAGE_TYPES
+        and path.stem.endswith(IMAGE_STEM)
+        and not name.startswith(".")
+    )
 
 
 def split_samples(samples: Sequence[Sample], *, split: str, val_share: float, seed: int) -> Splits:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import posixpath
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,7 @@ from torch import Tensor
 from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.config.errors import MissingInput
 from segray.data import cityscapes, folders
-from segray.data.cache import cache_root, is_whole, lock_path, open_cache
+from segray.data.cache import RUN_LOCK, cache_root, is_whole, lock_path, open_cache
 from segray.data.fetch import FilesData, Survey, fetch, fetch_few, imitate, survey
 from segray.data.pairs import PairReader
 from segray.data.remote import is_remote
@@ -63,7 +65,8 @@ def open_dataset(
     """The images of a data section; generates, fetches, decodes and caches them where that is not
     done.
 
-    A process that opens the same section again gets the same object. `version` is that of fetched
+    A process that opens the same section again gets the same object, and while that lives no
+    clearing of the cache takes away the files whose masks it reads. `version` is that of fetched
     files (see `data_version`): others are refused. Raises RequestError (see `read_splits`,
     `open_cache`), RemoteError where an object store does not answer.
     """
@@ -72,10 +75,11 @@ def open_dataset(
     if key in _opened:
         return _opened[key]
     samples, splits = read_splits(data, progress, version)
+    held = _hold(samples)
     caching = partial(progress, "images cached") if progress else None
     images, masks = open_cache(samples, data, caching)
     reader = PairReader(data)
-    _opened[key] = Dataset(
+    opened = Dataset(
         ids=tuple(sample.id for sample in samples),
         cities=tuple(sample.city for sample in samples),
         splits=splits,
@@ -84,7 +88,27 @@ def open_dataset(
         masks=masks,
         native_mask=lambda position: reader.read_mask(samples[position]),
     )
-    return _opened[key]
+    weakref.finalize(opened, held.close)
+    _opened[key] = opened
+    return opened
+
+
+def _hold(samples: Sequence[Sample]) -> contextlib.ExitStack:
+    """Mark the folder of the cache that the samples' files stand in, if any, as in use.
+
+    By a lock, which the kernel drops with the process. Decoded images need none: they are mapped.
+    """
+    held, root = contextlib.ExitStack(), cache_root()
+    mask = samples[0].mask
+    if mask.is_relative_to(root):
+        folder = mask.relative_to(root).parts[0]
+        if folder.startswith(("files-", "scenes-")):
+            lock = root / folder / RUN_LOCK
+            with contextlib.suppress(OSError):  # somebody else's cache, or one that is only read
+                lock.touch()
+            with contextlib.suppress(OSError):  # there it may be missing; or there are no locks
+                fcntl.flock(held.enter_context(lock.open()), fcntl.LOCK_SH)
+    return held
 
 
 def is_cached(data: Data) -> bool:

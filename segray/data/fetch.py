@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from segray.config import CityscapesData, Folders, FoldersData, RequestError, WorkError
+from segray.data import cityscapes
 from segray.data.cache import cache_root, lock_path
 from segray.data.cityscapes import MASK_ENDING, PARTS
 from segray.data.folders import IMAGE_TYPES
@@ -147,7 +148,7 @@ class _Scope:
         self.lists: list[str] = []
         if isinstance(data, CityscapesData):
             for part in PARTS:
-                self.folders[f"leftImg8bit/{part}"] = lambda name: "_leftImg8bit." in name
+                self.folders[f"leftImg8bit/{part}"] = _is_street
                 self.folders[f"gtFine/{part}"] = lambda name: name.endswith(MASK_ENDING)
         else:
             for key, path in _named(data):
@@ -216,6 +217,10 @@ def _below(name: str, folder: str) -> bool:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_TYPES)
+
+
+def _is_street(name: str) -> bool:
+    return cityscapes.is_image(posixpath.basename(name))
 
 
 def _version(listing: Listing) -> str:

@@ -102,7 +102,7 @@ class _Pairing:
         for images in self.images_at.values():
             mask = self.mask_of(images[0])
             if len(images) > 1:
-                findings.append(_one_place(images))
+                findings.append(one_place(images))
             elif isinstance(mask, Finding):
                 findings.append(mask)
             else:
@@ -138,7 +138,7 @@ class _Pairing:
             sample = self.sample(*pair, part)
             known = samples.setdefault(sample.id, sample)
             if known.image != sample.image:
-                findings.append(_one_place([known.image, sample.image]))
+                findings.append(one_place([known.image, sample.image]))
             elif known is not sample:
                 message = f"{file}:{number}: {line} is listed twice: leave one line"
                 findings.append(Finding("lines that name no pair", message))
@@ -152,7 +152,7 @@ class _Pairing:
             image = by_path[line]
         elif line in self.images_at:
             if len(self.images_at[line]) > 1:
-                return _one_place(self.images_at[line])
+                return one_place(self.images_at[line])
             image = self.images_at[line][0]
         elif line in self.images_by_stem:
             if len(self.images_by_stem[line]) > 1:
@@ -202,7 +202,7 @@ class _Pairing:
             )
             return Finding("files with one stem", message)
         if len(masks) > 1:
-            return _one_place(masks)
+            return one_place(masks)
         return masks[0] if masks[0].suffix.lower() in MASK_TYPES else lossy_mask(masks[0])
 
     def no_mask_at_all(self) -> Finding:
@@ -257,7 +257,8 @@ def _grouped(files: Iterable[Path], key: Callable[[Path], str]) -> dict[str, lis
     return dict(found)
 
 
-def _one_place(files: Sequence[Path]) -> Finding:
+def one_place(files: Sequence[Path]) -> Finding:
+    """What to say of files that would be one sample."""
     message = f"{_both(files)} differ only in their ending: rename or remove one"
     return Finding("files with one stem", message)
 

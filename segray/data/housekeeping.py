@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -37,6 +37,7 @@ from segray.data.fetch import FACTS
 # process left of it.
 _OURS = re.compile(r"\.?(images|scenes|files)-[0-9a-f]+(\.[\w.-]+)?")
 _SCRATCH = re.compile(r"bench-\w+")  # of `segray bench`, which takes a minute
+_IN_USE = "in use by a sweep"
 HOUR = 60 * 60
 DAY = 24 * HOUR
 
@@ -92,8 +93,9 @@ def clear_stored(
 ) -> None:
     """Delete the folders so named, or those that nobody opened for so many days, or else all.
 
-    Asks `confirm` first, and leaves alone what is being built. A sweep that needs one of them again
-    builds it again. Raises RequestError for a name that is not there.
+    Asks `confirm` first, and leaves alone what is being built, and files that a sweep still reads.
+    A sweep that needs one of them again builds it again. Raises RequestError for a name that is
+    not there.
     """
     if names and unused_days is not None:
         raise RequestError("expected names or --unused-days, got both: leave one of them out")
@@ -133,16 +135,23 @@ def clear_stored(
 
 def _delete(path: Path) -> None:
     """Raises Timeout where somebody is at work in it."""
-    if not _is_copy(path):
-        with FileLock(lock_path(path), timeout=0):
-            discard(path)
+    if _is_copy(path):
+        with (path / RUN_LOCK).open("a+") as lock:
+            _lock_alone(lock)
+            shutil.rmtree(path)
         return
-    with (path / RUN_LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Timeout(lock.name) from None
-        shutil.rmtree(path)
+    with FileLock(lock_path(path), timeout=0), contextlib.ExitStack() as held:
+        if (path / RUN_LOCK).is_file():
+            _lock_alone(held.enter_context((path / RUN_LOCK).open("a+")))
+        discard(path)
+
+
+def _lock_alone(file: IO[str]) -> None:
+    """Hold an open file alone until it is closed; raises Timeout where another has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Timeout(file.name) from None
 
 
 def _is_copy(path: Path) -> bool:
@@ -154,18 +163,18 @@ def _look_at_copy(path: Path) -> Stored:
     files = [(file, file.stat()) for file in path.rglob("*") if file.is_file()]
     used = max((facts.st_mtime for _, facts in files), default=path.stat().st_mtime)
     holds = f"a copy of {(path.parent / COPY_OF).read_text()}/{path.name}"
-    busy = "in use by a sweep" if _is_copy_in_use(path) else ""
+    busy = _IN_USE if _is_in_use(path) else ""
     return Stored(path, holds, sum(facts.st_size for _, facts in files), used, busy)
 
 
-def _is_copy_in_use(path: Path) -> bool:
+def _is_in_use(path: Path) -> bool:
     lock = path / RUN_LOCK
     if not lock.is_file() or not os.access(lock, os.W_OK):
         return False
     with lock.open("r+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock_alone(file)
+        except Timeout:
             return True
     return False
 
@@ -176,8 +185,8 @@ def _look_at(path: Path) -> Stored:
     meta = path / kinds.get(path.name.lstrip(".").split("-")[0], META)
     used = (meta if meta.is_file() else path).stat().st_mtime
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    busy = "being built" if _is_locked(path) else ""
-    if busy:
+    busy = "being built" if _is_locked(path) else _IN_USE if _is_in_use(path) else ""
+    if busy and busy != _IN_USE:
         holds = busy
     elif "." in path.name or _SCRATCH.fullmatch(path.name):
         holds = "left by a process that was killed"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from segray.config import Data, FoldersData
 from segray.data.labels import UNKNOWN, label_table
@@ -19,6 +19,16 @@ from segray.data.samples import BadPair, Finding, Sample
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B", "I;16L")
 COLOUR_MODES = ("RGB", "RGBA", "P", "L", "1")
+# What makes an image upright, by the orientation in its EXIF; 1 is upright already.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,9 @@ def open_upright(path: Path, *, lossless: bool = False) -> tuple[Image.Image, tu
             if lossless and "jpeg" in ((file.format or "").lower(), file.info.get("compression")):
                 raise BadPair(lossy_mask(path))
             file.load()
-            ImageOps.exif_transpose(file, in_place=True)
-            return file, stored
+            # Not ImageOps.exif_transpose: it writes the EXIF again, and cameras' own tags break it.
+            turn = TURNS.get(file.getexif().get(ExifTags.Base.Orientation, 1))
+            return file if turn is None else file.transpose(turn), stored
     except UNREADABLE as error:
         # Pillow names the file in some of its messages.
         reason = "no image" if isinstance(error, UnidentifiedImageError) else str(error)

@@ -7,6 +7,7 @@ no appends, no renames and no locks, so whoever writes one name has to be alone 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from segray.config import RequestError, WorkError
 from segray.config.places import is_remote, wrong_url
+from segray.data.cache import cache_root
 
 if TYPE_CHECKING:  # half a second to import, and most sweeps need none of it
     from pyarrow.fs import FileSystem
 
-__all__ = ["RemoteError", "RemoteFile", "RemoteFolder", "RemoteRefused", "is_remote"]
+__all__ = ["DiskFull", "RemoteError", "RemoteFile", "RemoteFolder", "RemoteRefused", "is_remote"]
 
 AT_ONCE = 16  # transfers side by side: one alone waits for the network, not for a core
 PIECE = 2**23  # bytes in memory for each
@@ -31,6 +33,7 @@ CONNECT_S = 5.0  # until a store is there
 ANSWER_S = 10.0  # without a byte, until a request is taken for lost
 TRIES = 4  # of a request: a store that hangs is given up after 40 s and some
 GOOGLE_S = 15.0  # its client tries again for so long, and first looks for credentials as long
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -132,10 +135,13 @@ class RemoteFolder:
         _to_its_end(put)
 
     def download(self, name: str, file: Path, changed_ns: int | None = None) -> None:
-        """Fetch an object into `file`, whole or not at all; `changed_ns` becomes its mtime."""
-        file.parent.mkdir(parents=True, exist_ok=True)
+        """Fetch an object into `file`, whole or not at all; `changed_ns` becomes its mtime.
+
+        Raises DiskFull where this machine's disk is full.
+        """
         temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             with (
                 self._talking("read", name) as (store, path),
                 store.open_input_stream(f"{path}/{name}") as stream,
@@ -146,6 +152,10 @@ class RemoteFolder:
             if changed_ns is not None:
                 os.utime(temporary, ns=(changed_ns, changed_ns))
             os.replace(temporary, file)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise _no_room(file.parent, f"{self.url}/{name}", error) from None
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -191,11 +201,15 @@ class RemoteFolder:
         try:
             yield _store(scheme, path.split("/")[0], _surroundings()), path
         except (OSError, ValueError, ArrowException) as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                raise  # a local file's
+            if isinstance(error, OSError) and (error.filename or error.errno in _FULL):
+                raise  # a local file's; what writes to one leaves its name out
             place = f"{self.url}/{name}".rstrip("/")
             kind, why = _reason(error)
             raise kind(f"cannot {what} {place}: {why}") from None
+
+
+class DiskFull(WorkError):
+    """What was fetched finds no room on this machine; the store is well, and no retry helps."""
 
 
 class RemoteError(WorkError):
@@ -206,6 +220,15 @@ class RemoteRefused(RemoteError, RequestError):
     """The store answered that it will not: no such bucket, no right to it."""
 
     exit_code = RequestError.exit_code
+
+
+def _no_room(folder: Path, url: str, error: OSError) -> DiskFull:
+    advice = "make room there"
+    if folder.is_relative_to(cache_root()):
+        advice += ", or name another folder in SEGRAY_CACHE"
+    return DiskFull(
+        f"cannot fetch {url}: the disk of {folder} is full ({error.strerror}): {advice}"
+    )
 
 
 def _to_its_end(work: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 
 from segray.config import WorkError
 from segray.config.schema import Failure
-from segray.data.remote import RemoteError
+from segray.data.remote import DiskFull, RemoteError
 from segray.sweep import autoscaler
 from segray.sweep.board import open_board
 from segray.sweep.cluster import RayLost, dead_process
@@ -129,7 +129,7 @@ def _or_stop() -> Iterator[None]:
         yield
     except OSError as error:
         raise _Stopped(_paused(f"{error.strerror or error}: {error.filename}")) from None
-    except RemoteError as error:
+    except (DiskFull, RemoteError) as error:
         raise _Stopped(_paused(str(error))) from None
     except Exception as error:  # as when another driver has the run
         raise _Stopped(error) from None
@@ -297,7 +297,7 @@ class _Desk:
             return
         if fault.kind == "disk_full":
             raise _Stopped(_paused(f"the disk of {spec.run_folder} is full ({fault.reason})"))
-        if fault.kind == "store_lost":
+        if fault.kind in ("cache_full", "store_lost"):
             raise _Stopped(_paused(fault.reason))
         put_down(spec.folder, fault.reason, account)
         again = self._second_try(spec, fault)

@@ -9,7 +9,9 @@ from typing import Literal
 
 from segray.config import TrialConfig
 
-Kind = Literal["out_of_memory", "disk_full", "store_lost", "node_lost", "died", "raised"]
+Kind = Literal[
+    "out_of_memory", "disk_full", "cache_full", "store_lost", "node_lost", "died", "raised"
+]
 LINES = 40  # of a failure's account that error.txt keeps
 
 _MEMORY = re.compile(
@@ -18,6 +20,7 @@ _MEMORY = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _STORE = re.compile(r"Remote(?:Error|Refused): (.*)")
+_CACHE = re.compile(r"DiskFull: (.*)")  # which names the disk: it is not that of the run's folder
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
 # What Ray says of a process that is gone: of a trial's own, and of one of Ray Train's workers.
 _DIED = re.compile(r"died unexpectedly|worker process has died|WORKER_DIED|ActorDiedError")
@@ -37,6 +40,8 @@ def understand(account: str, config: TrialConfig, oom_kills: int = 0) -> Fault:
     `oom_kills`: how many processes the system killed for want of memory while the trial ran. It
     kills without a word and counts for the whole machine, so a death beside one is suspected only.
     """
+    if cache := _CACHE.search(account):
+        return Fault("cache_full", cache[1])
     if disk := _DISK.search(account):
         return Fault("disk_full", disk[0])
     if store := _STORE.search(account):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segray.data import IGNORE, Dataset, eval_batches, loader_threads, to_device
+from segray.data import IGNORE, Batch, Dataset, eval_batches, loader_threads, to_device
 from segray.models import Segmenter
 from segray.train import distributed
 from segray.train.metrics import count_preds, leading_class, upsample, upsampled_preds
@@ -48,7 +49,7 @@ def evaluate(
     assert isinstance(model, Segmenter)
     found: list[tuple[int, Tensor]] = []
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    scored = torch.zeros((), dtype=torch.int64, device=device)
+    weighed = torch.zeros((), dtype=torch.int64, device=device)
     pixels = 0
     for group, batch in eval_batches(
         dataset,
@@ -60,37 +61,71 @@ def evaluate(
         pin=device.type == "cuda",
         threads=loader_threads(device),
     ):
-        images, masks = batch.on(device)
-        rest = images[-1:].expand(batch_size - len(group), -1, -1, -1)
-        filled = torch.cat([images, rest]).contiguous(memory_format=torch.channels_last)
-        with autocast(device, dtype):
-            coarse = model.coarse(filled)[: len(group)].float().contiguous()
-        logits = upsample(coarse, masks.shape[-2:])
-        loss += F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
-        scored += (masks != IGNORE).sum()
-        if native:
-            own = list(zip(coarse, batch.native_masks, strict=True))
-            preds = [upsampled_preds(one, mask.shape) for one, mask in own]
-            counts = [
-                count_preds(pred[None], to_device(mask, device)[None], len(one))[0]
-                for pred, (one, mask) in zip(preds, own, strict=True)
-            ]
-        else:
-            preds = list(leading_class(logits))
-            counts = list(count_preds(torch.stack(preds), masks, logits.shape[1]))
+        scored = score_batch(model, batch, batch_size=batch_size, device=device, dtype=dtype)
+        loss += scored.loss
+        weighed += scored.weighed
         if keep is not None:
-            for position, pred in zip(group, preds, strict=True):
+            for position, pred in zip(group, scored.preds, strict=True):
                 keep(position, pred.cpu().numpy())
-        pixels += sum(mask.numel() for mask in (batch.native_masks if native else masks))
-        found += zip(group, counts, strict=True)
+        pixels += sum(mask.numel() for mask in batch.native_masks or batch.masks)
+        found += zip(group, scored.counts, strict=True)
     on_cpu = [(position, counts.cpu()) for position, counts in found]
     place = dict(distributed.all_workers(on_cpu))
     counted = np.stack([place[position].numpy() for position in positions])
     expected = int(distributed.sum_over_workers(torch.tensor(pixels, device=device)))
     if counted.sum() != expected:
         raise RuntimeError(f"{counted.sum()} pixels were counted, and there are {expected}")
-    mean = distributed.sum_over_workers(loss) / distributed.sum_over_workers(scored).clamp(min=1)
+    mean = distributed.sum_over_workers(loss) / distributed.sum_over_workers(weighed).clamp(min=1)
     return counted[:, :-1], float(mean)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `evaluate` takes from a batch of N images."""
+
+    loss: Tensor  # summed over pixels
+    weighed: Tensor  # pixels that are not ignored
+    preds: Sequence[Tensor]  # N of (H, W), at the size at which they are counted
+    counts: Sequence[Tensor]  # N of (K + 1, K), see `count_pixels`
+
+
+@torch.inference_mode()
+def score_batch(
+    model: Segmenter,
+    batch: Batch,
+    *,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    lap: Callable[[str], None] = lambda part: None,
+) -> Scored:
+    """The loss of a batch and the pixels of its native masks, or, without any, of its masks.
+
+    `lap` is told where each part ends, which is for `segray bench`.
+    """
+    images, masks = batch.on(device)
+    lap("data")
+    rest = images[-1:].expand(batch_size - len(images), -1, -1, -1)
+    filled = torch.cat([images, rest]).contiguous(memory_format=torch.channels_last)
+    with autocast(device, dtype):
+        coarse = model.coarse(filled)[: len(images)].float().contiguous()
+    lap("forward")
+    logits = upsample(coarse, masks.shape[-2:])
+    loss = F.cross_entropy(logits, masks.long(), ignore_index=IGNORE, reduction="sum")
+    weighed = (masks != IGNORE).sum()
+    lap("loss")
+    if batch.native_masks:
+        own = list(zip(coarse, batch.native_masks, strict=True))
+        preds = [upsampled_preds(one, mask.shape) for one, mask in own]
+        counts = [
+            count_preds(pred[None], to_device(mask, device)[None], len(one))[0]
+            for pred, (one, mask) in zip(preds, own, strict=True)
+        ]
+    else:
+        preds = list(leading_class(logits))
+        counts = list(count_preds(torch.stack(preds), masks, logits.shape[1]))
+    lap("metrics")
+    return Scored(loss, weighed, preds, counts)
 
 
 @torch.inference_mode()

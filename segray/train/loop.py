@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from segray.config import RequestError, TrialConfig
 from segray.data import Dataset, TrainLoader, loader_threads
@@ -30,13 +30,20 @@ from segray.train.loss import balanced_weights
 from segray.train.metrics import scores
 from segray.train.optimizer import LearningRate, build_optimizer
 from segray.train.progress import Progress
-from segray.train.step import autocast_type, backward, build_trial_model, on_workers
+from segray.train.step import (
+    autocast_type,
+    backward,
+    build_trial_model,
+    clip_gradients,
+    gradient_norm,
+    on_workers,
+)
 
 State = Literal["finished", "early_stopped", "pruned", "diverged", "failed", "budget"]
 Stop = Literal["pruned", "budget"]
 Metrics = dict[str, Any]
 
-COLLAPSE = 0.3  # share of its best that a metric must lose, and not regain, to have collapsed
+COLLAPSE = 0.3  # share of its best that val/miou must lose, and not regain, to have collapsed
 CHECK_EVERY = 50  # steps between looks at the gradient norm: each look waits for the device
 _STOPS: tuple[Stop | None, ...] = (None, "pruned", "budget")
 _WHY = {"pruned": "not among the best trials", "budget": "the sweep's budget was used up"}
@@ -185,7 +192,8 @@ class _Training:
                 dice=settings.loss.dice,
                 dtype=self.precision,
             )
-            norms[step] = self._clip_gradients()
+            norms[step] = gradient_norm(self.model)
+            clip_gradients(self.model, norms[step], settings.optimizer.clip_norm)
             self.optimizer.step()
             last_step = step + 1 == self.loader.steps
             look = last_step or (step + 1) % CHECK_EVERY == 0
@@ -205,14 +213,6 @@ class _Training:
             "time/images_per_s": self.loader.steps * settings.batch_size / seconds,
             "time/data_wait": waited / seconds,
         }
-
-    def _clip_gradients(self) -> Tensor:
-        """The norm of all gradients, which are the same on all workers, before it is clipped."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit := self.config.train.optimizer.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return norm
 
     def _describe_divergence(self, epoch: int, norms: Tensor, rates: list[float]) -> str:
         values = norms.cpu()
@@ -311,7 +311,7 @@ class _Training:
 
     def _outcome(self, state: State, reason: str) -> Outcome:
         at = self.progress
-        collapse = find_collapse(read_records(self.folder / "metrics.jsonl"), self.sign)
+        collapse = find_collapse(read_records(self.folder / "metrics.jsonl"))
         reason = "; ".join(filter(None, [reason, collapse]))
         return Outcome(
             state=state,
@@ -325,24 +325,23 @@ class _Training:
         )
 
 
-def find_collapse(records: Sequence[Metrics], sign: float) -> str | None:
-    """Words for a metric that fell from its best by COLLAPSE of it and stayed down to the end.
+def find_collapse(records: Sequence[Metrics]) -> str | None:
+    """Words for a val/miou that fell from its best by COLLAPSE of it and stayed down to the end.
 
-    `sign` is 1 where larger values are better, -1 where smaller ones are. One bad last epoch is no
-    collapse: it takes two.
+    That score whatever is optimized: it lies in [0, 1], while a loss that rises to twice its best
+    may be no more than overfitting. One bad last epoch is no collapse: it takes two.
     """
-    if not records or records[-1]["best"] is None:
-        return None
-    best = records[-1]["best"]
-    down = [sign * (best - record["value"]) > COLLAPSE * abs(best) for record in records]
-    first = len(down)
-    while first > 0 and down[first - 1]:
+    values = [float(record.get("val/miou", 0.0)) for record in records]
+    best = max(values, default=0.0)
+    first = len(values)
+    while first > 0 and values[first - 1] < (1 - COLLAPSE) * best:
         first -= 1
-    if len(down) - first < 2 or records[-1]["best_epoch"] > first:
+    if len(values) - first < 2:
         return None
-    at, before = records[first], records[first - 1]
+    at = records[first]  # not the first of all: the best stands before it
     return (
-        f"collapsed at epoch {at['epoch']}: {before['value']:.4f} -> {at['value']:.4f} "
+        f"collapsed at epoch {at['epoch']}: val/miou {values[first - 1]:.4f} -> "
+        f"{values[first]:.4f} "
         f"(lr {at['train/lr']:.2e}, train loss {at['train/loss']:.3g}, "
         f"largest gradient norm {at['train/grad_norm_max']:.3g})"
     )

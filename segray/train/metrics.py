@@ -80,14 +80,6 @@ def upsampled_preds(logits: Tensor, size: Sequence[int]) -> Tensor:
     return _leading(upsample(logits[None], size)[0])
 
 
-def count_upsampled(logits: Tensor, mask: Tensor) -> Tensor:
-    """Of one image's logits (K, h, w), upsampled to its mask (H, W): counts (K + 1, K) int64.
-
-    See `count_pixels` and `upsampled_preds`.
-    """
-    return count_preds(upsampled_preds(logits, mask.shape)[None], mask[None], len(logits))[0]
-
-
 def _sparse_preds(logits: Tensor, size: tuple[int, int]) -> Tensor | None:
     """Logits (K, h, w) -> the leading class (H, W), uint8, once upsampled to `size`.
 

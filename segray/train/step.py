@@ -77,6 +77,17 @@ def backward(
     return total
 
 
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of all gradients; they, and it, are the same on all workers."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_gradients(model: nn.Module, norm: Tensor, limit: float | None) -> None:
+    """Scale all gradients, of that norm, to one of `limit` at most."""
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
+
+
 # Of the models, those that were shown to end as well in bf16 as in fp32 (tests/bench/bf16.py).
 _BF16 = frozenset({"segformer"})
 

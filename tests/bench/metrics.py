@@ -16,9 +16,14 @@ from torch.nn import functional as F
 from segray.config import ScenesData
 from segray.data import IGNORE
 from segray.data.labels import label_table
-from segray.train.metrics import count_pixels, count_preds, count_upsampled, leading_class
+from segray.train.metrics import count_pixels, count_preds, leading_class, upsampled_preds
 
 CLASSES = 7
+
+
+def count_upsampled(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """What `evaluate` does with an image's logits (K, h, w) and its mask (H, W): (K + 1, K)."""
+    return count_preds(upsampled_preds(logits, mask.shape)[None], mask[None], len(logits))[0]
 
 
 def street_masks(count: int, height: int, width: int) -> torch.Tensor:

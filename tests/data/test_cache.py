@@ -1,5 +1,6 @@
 """The decoded images: their bytes, what is refused, and what a kill leaves behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -218,6 +219,28 @@ def test_what_another_node_is_building_stays(samples, own_cache: Path) -> None:
     folder.rename(theirs)
     assert len(open_(samples)[0]) == 4
     assert (theirs / "images.npy").is_file()
+
+
+@pytest.mark.parametrize("reason", ["a pair", "Ctrl-C", "the disk"])
+def test_a_build_that_fails_gives_its_room_back(
+    samples, own_cache: Path, monkeypatch, reason: str
+) -> None:
+    kinds = {"a pair": RequestError, "Ctrl-C": KeyboardInterrupt, "the disk": OSError}
+    if reason == "a pair":
+        samples[3].mask.write_bytes(b"")
+
+    def interrupt(done: int, total: int) -> None:
+        if reason == "Ctrl-C":
+            raise KeyboardInterrupt
+
+    def no_room(*arguments: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if reason == "the disk":
+        monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(kinds[reason]):
+        open_(samples, progress=interrupt)
+    assert [path for path in own_cache.iterdir() if path.is_dir()] == []
 
 
 def test_progress_is_told_image_by_image(samples) -> None:

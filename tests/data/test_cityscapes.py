@@ -41,6 +41,29 @@ def test_images_are_found_with_their_masks_sorted_by_part_and_id(tree) -> None:
         assert sample.mask.is_file()
 
 
+def test_what_tools_leave_beside_an_image_is_none(tree) -> None:
+    root = tree({"train": {"aachen": 2}})
+    images = sorted(root.rglob("*_leftImg8bit.png"))
+    for ending in (".aux.xml", ".json", "~", ".bak.png"):
+        images[0].with_name(f"{images[0].name}{ending}").touch()
+    images[1].rename(images[1].with_suffix(".JPG"))
+    samples, findings = find_samples(root)
+    assert findings == []
+    assert [sample.image for sample in samples] == [images[0], images[1].with_suffix(".JPG")]
+
+
+def test_two_images_of_one_name_are_refused(tree) -> None:
+    root = tree({"train": {"aachen": 2}})
+    images = sorted(root.rglob("*_leftImg8bit.png"))
+    twin = images[0].with_suffix(".jpg")
+    twin.touch()
+    samples, (finding,) = find_samples(root)
+    assert [sample.image for sample in samples] == images[1:]
+    assert finding.kind == "files with one stem"
+    assert finding.fatal
+    assert f"{twin} and {images[0]} differ only in their ending" in finding.message
+
+
 def test_missing_masks_are_named_and_their_images_left_out(tree) -> None:
     root = tree({"train": {"aachen": 3}})
     masks = sorted(root.rglob("*_labelIds.png"))

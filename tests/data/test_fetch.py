@@ -45,6 +45,8 @@ def streets(tree, bucket) -> CityscapesData:
             mask.with_name(mask.name.replace("labelIds.png", ending)).write_bytes(b"not needed")
     (root / "leftImg8bit" / "test" / "berlin").mkdir(parents=True)
     (root / "leftImg8bit" / "test" / "berlin" / "b_000000_leftImg8bit.png").write_bytes(b"neither")
+    image = next(root.rglob("*_leftImg8bit.png"))
+    image.with_name(f"{image.name}.aux.xml").write_bytes(b"left by a tool")
     bucket.put_tree(root, "city")
     return CityscapesData(format="cityscapes", root=f"{bucket.url}/city", size=(32, 64))
 
@@ -58,7 +60,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 def names_here(data: Data) -> list[str]:
     folder = fetch.fetched_folder(data.root)
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in files if not name.startswith(".segray"))
+    return sorted(name for name in files if not name.startswith("."))
 
 
 def kinds(proxy) -> Counter[str]:
@@ -385,6 +387,9 @@ def test_the_cache_lists_and_frees_fetched_files(streets, monkeypatch) -> None:
     assert files.holds == f"files fetched from {streets.root}"
     assert images.holds == f"7 images at 32x64: cityscapes, {streets.root}"
     assert files.bytes > 14 * 100
+    clear_stored([files.path.name], None, lambda _: True)
+    assert files.path.exists()  # masks are read from it
+    dataset._opened.clear()
     clear_stored([files.path.name], None, lambda _: True)
     assert not files.path.exists()
     forget(monkeypatch)

@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from segray.cli import main
 from segray.config import RequestError, ScenesData
-from segray.data import open_dataset
+from segray.data import dataset, open_dataset
 from segray.data.cache import lock_path
 from segray.data.housekeeping import DAY, Stored, clear_stored, stored
 
@@ -34,6 +35,7 @@ def own_and_drawn(own) -> tuple[Stored, Stored, Stored]:
     """Folders' decoded images; drawn scenes and, decoded, their images."""
     open_dataset(own(8))
     open_dataset(DRAWN)
+    dataset._opened.clear()  # by a process that has ended
     found = {one.holds.split(" ")[1] + one.holds[0]: one for one in stored()}
     return found["images8"], found["generated5"], found["images5"]
 
@@ -122,6 +124,25 @@ def test_what_is_being_built_stays(own_and_drawn, capsys) -> None:
         assert command("clear", "--yes") == 0
         assert f"{building.name} is being built and stays" in capsys.readouterr().out
         assert names() == {building.name}
+
+
+def test_files_that_masks_are_read_from_stay(own_and_drawn, capsys) -> None:
+    own, drawn, decoded = own_and_drawn
+    opened = open_dataset(DRAWN)
+    truth = opened.native_mask(0)
+    assert command("ls") == 0
+    assert "5 generated scenes of 32x64" in capsys.readouterr().out
+    assert command("clear", "--yes") == 0
+    assert f"{drawn.name} is in use by a sweep and stays" in capsys.readouterr().out
+    assert names() == {drawn.path.name}
+    np.testing.assert_array_equal(opened.native_mask(0), truth)
+    assert not own.path.exists()
+    assert not decoded.path.exists()
+    assert (opened.masks[0] == truth).all()  # still mapped
+    del opened
+    dataset._opened.clear()
+    assert command("clear", "--yes") == 0
+    assert names() == set()
 
 
 def test_leftovers_and_old_caches_are_listed_and_cleared(own_and_drawn, capsys) -> None:

@@ -1,16 +1,17 @@
 """One image and its mask: every kind of file that people have, and what is refused."""
 
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from segray.config import FoldersData, RequestError
 from segray.data import IGNORE, open_dataset
-from segray.data.pairs import PairReader
+from segray.data.pairs import PairReader, open_upright
 from segray.data.samples import BadPair, Sample
 
 SIZE = (32, 48)
@@ -159,6 +160,35 @@ def test_an_image_is_turned_as_its_exif_says(pair, tmp_path: Path) -> None:
     image = reader().read(pair(photo, Image.new("L", (60, 40)))).image
     assert image[:, 30:, 0].min() > 200
     assert image[:, :18, 0].max() < 50
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_every_orientation_is_turned_as_pillow_does(tmp_path: Path, orientation, kind) -> None:
+    path = tmp_path / f"photo.{kind}"
+    image = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    upright, _ = open_upright(path)
+    with Image.open(path) as file:
+        np.testing.assert_array_equal(np.asarray(upright), ImageOps.exif_transpose(file))
+
+
+# Tags by the book hold a fraction and a short number; cameras and editors write other types too.
+@pytest.mark.parametrize("tag", [0x011A, 0x0128], ids=["resolution", "its unit"])
+def test_a_tag_of_another_type_beside_the_orientation_does_no_harm(
+    pair, tmp_path: Path, tag: int
+) -> None:
+    turn = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)
+    other = struct.pack("<HHL4s", tag, 2, 4, b"300")  # a text
+    tags = b"II*\0" + struct.pack("<LH", 8, 2) + b"".join(sorted([turn, other])) + bytes(4)
+    photo = turned(tmp_path / "photo.jpg", 1)
+    with Image.open(photo) as image:
+        image.save(photo, exif=b"Exif\0\0" + tags, quality=95)
+    upright = reader().read(pair(photo, Image.new("L", (60, 40)))).image
+    assert upright[:, 30:, 0].min() > 200
+    assert upright[:, :18, 0].max() < 50
 
 
 def test_a_mask_that_fits_before_the_turn_is_told_so(pair, tmp_path: Path) -> None:

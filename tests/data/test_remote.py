@@ -1,5 +1,7 @@
 """A folder in an object store, against moto's S3."""
 
+import errno
+import io
 import os
 import pickle
 import signal
@@ -13,7 +15,9 @@ import pytest
 
 from segray.config import RequestError, WorkError
 from segray.data import remote
-from segray.data.remote import RemoteError, RemoteFolder, RemoteRefused, is_remote
+from segray.data.cache import cache_root
+from segray.data.remote import DiskFull, RemoteError, RemoteFolder, RemoteRefused, is_remote
+from segray.sweep.store import insist
 
 
 def test_what_is_written_is_listed_read_and_deleted(bucket) -> None:
@@ -111,6 +115,44 @@ def test_what_is_wrong_here_is_no_error_of_the_store(bucket, tmp_path: Path) -> 
     with pytest.raises(IsADirectoryError):
         RemoteFolder(bucket.url).download("a.txt", tmp_path / "a.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("where", ["open", "write"])
+def test_a_full_disk_here_is_no_error_of_the_store(
+    bucket, tmp_path: Path, monkeypatch, reason: int, where: str
+) -> None:
+    folder = RemoteFolder(bucket.url)
+    folder.write("a.txt", b"new")
+    opened = Path.open
+
+    class Full(io.FileIO):
+        def write(self, content) -> int:
+            raise OSError(reason, os.strerror(reason))
+
+    def no_room(path: Path, *arguments):
+        if not path.name.endswith(".part"):
+            return opened(path, *arguments)
+        if where == "open":
+            raise OSError(reason, os.strerror(reason), str(path))
+        return Full(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", no_room)
+    tries = []
+
+    def fetch(to: Path) -> None:
+        tries.append(to)
+        folder.download("a.txt", to / "a.txt")
+
+    with pytest.raises(DiskFull, match="cannot fetch s3://") as caught:
+        insist(lambda: fetch(cache_root() / "files-1"))
+    assert len(tries) == 1
+    assert f"the disk of {tries[0]} is full ({os.strerror(reason)})" in str(caught.value)
+    assert "SEGRAY_CACHE" in str(caught.value)
+    assert "network" not in str(caught.value)
+    assert list(tries[0].iterdir()) == []
+    with pytest.raises(DiskFull, match=r"make room there$"):
+        fetch(tmp_path / "elsewhere")
 
 
 INTERRUPTED = """\

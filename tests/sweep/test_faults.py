@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segray.config import TrialConfig
-from segray.data.remote import RemoteError, RemoteRefused
+from segray.data.remote import DiskFull, RemoteError, RemoteRefused
 from segray.sweep.faults import LINES, halved, put_down, understand
 
 
@@ -97,6 +97,12 @@ def test_error_txt_keeps_every_failure_and_the_last_lines_of_each(tmp_path):
     assert lines[0] == "first"
     assert lines[2] == str(100 - LINES)
     assert lines[-3:-1] == ["", "short"]
+
+
+def test_a_cache_that_finds_no_room_is_told_with_its_folder():
+    said = "cannot fetch s3://lab/a.png: the disk of /cache is full (No space left on device)"
+    fault = understand("".join(traceback.format_exception(DiskFull(said))), trial())
+    assert (fault.kind, fault.reason) == ("cache_full", said)
 
 
 @pytest.mark.parametrize("kind", [RemoteError, RemoteRefused])

@@ -28,7 +28,7 @@ from segray.train import (
     read_records,
     scores,
 )
-from segray.train.step import backward
+from segray.train.step import backward, clip_gradients, gradient_norm
 
 AUGMENTED = {
     "train.augment": {"scale": [0.5, 2.0], "flip": 0.5, "brightness": 0.2, "hue": 0.1, "blur": 0.5},
@@ -521,7 +521,8 @@ def test_gradients_are_clipped_to_their_global_norm(tiny, tmp_path: Path, limit:
     training = loop._Training(config, tiny.dataset(), tmp_path, tiny.Told(), tiny.CPU)
     batch = next(training.loader.epoch(1))
     backward(training.net, *batch.on(tiny.CPU))
-    before = training._clip_gradients()
+    before = gradient_norm(training.model)
+    clip_gradients(training.model, before, limit)
     after = nn.utils.get_total_norm([p.grad for p in training.model.parameters()])
     assert float(after) == pytest.approx(min(limit, float(before)), rel=1e-4)
 
@@ -550,13 +551,9 @@ def test_predicted_masks_are_those_that_were_counted(tiny, trained) -> None:
 
 
 def told(*values: float) -> list[dict]:
-    """Records of epochs with these values."""
-    best = max(values)
+    """Records of epochs with these values of val/miou."""
     rest = {"train/lr": 0.001, "train/loss": 2.0, "train/grad_norm_max": 40.0}
-    return [
-        {"epoch": epoch, "value": value, "best": best, "best_epoch": values.index(best) + 1, **rest}
-        for epoch, value in enumerate(values, start=1)
-    ]
+    return [{"epoch": epoch, "val/miou": value, **rest} for epoch, value in enumerate(values, 1)]
 
 
 @pytest.mark.parametrize(
@@ -591,14 +588,26 @@ def test_a_learning_rate_makes_a_collapse_or_a_divergence(tiny, tmp_path, lr, st
         ((0.5, 0.6, 0.5, 0.45), None),  # it fell, but not by so much
         ((0.1, 0.1, 0.6), None),  # it rose
         ((0.6,), None),
+        ((0.0, 0.0, 0.0), None),  # it never learned
         ((), None),
     ],
 )
 def test_a_metric_that_fell_and_stayed_down_has_collapsed(values, epoch) -> None:
-    words = loop.find_collapse(told(*values) if values else [], 1.0)
+    words = loop.find_collapse(told(*values))
     if epoch is None:
         assert words is None
     else:
         assert words.startswith(f"collapsed at epoch {epoch}: ")
         assert "lr 1.00e-03" in words
         assert "gradient norm 40" in words
+
+
+def test_a_loss_that_rises_is_no_collapse_while_the_masks_stay_right() -> None:
+    """Where the loss is what is optimized, that is overfitting."""
+    lines = told(0.5, 0.6, 0.61, 0.6)
+    for line, loss in zip(lines, (0.3, 0.2, 0.5, 0.9), strict=True):
+        line |= {"value": loss, "val/loss": loss, "best": 0.2, "best_epoch": 2}
+    assert loop.find_collapse(lines) is None
+    for line in lines[2:]:
+        line["val/miou"] = 0.1
+    assert loop.find_collapse(lines).startswith("collapsed at epoch 3: val/miou 0.6000 -> 0.1000 (")

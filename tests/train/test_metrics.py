@@ -232,8 +232,9 @@ def test_counting_only_between_classes_counts_as_upsampling_does(
     mask[mask == classes] = IGNORE
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "SPARSE", 1.1)  # it never gives way to upsampling everything
-        sparse = metrics.count_upsampled(logits, mask)
+        sparse = metrics.upsampled_preds(logits, size)
         preds = metrics._sparse_preds(logits, size)
     full = metrics.upsample(logits[None], size)
     assert torch.equal(preds, full[0].argmax(0).to(torch.uint8))
-    assert torch.equal(sparse, metrics.count_pixels(full, mask[None])[0])
+    counts = metrics.count_preds(sparse[None], mask[None], classes)
+    assert torch.equal(counts, metrics.count_pixels(full, mask[None]))
