@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import stdtr
 
 from segray.compare import statistics
-from segray.compare.statistics import difference
+from segray.compare.statistics import Estimate, difference
 
 SHARES = np.array([0.38, 0.24, 0.02, 0.17, 0.04, 0.01, 0.14])  # of the pixels; human is rare
 MISSED = np.array([0.03, 0.08, 0.40, 0.08, 0.06, 0.30, 0.08])  # of a class, at the base
@@ -134,6 +134,11 @@ def bootstrap_differs(rng, a: np.ndarray, b: np.ndarray, draws: int = 100) -> bo
     return bool(low > 0 or high < 0)
 
 
+def beside_zero(one: Estimate) -> bool:
+    """Whether the interval leaves 0 out; with one seed that is no verdict, and here is why."""
+    return one.low > 0 or one.high < 0
+
+
 def false_verdicts(setting: Setting, repeats: int, bootstrap: bool) -> dict[str, float]:
     """Of equal models: how many verdicts say that they differ; standard errors and deviation."""
     rng = np.random.default_rng(0)
@@ -147,8 +152,8 @@ def false_verdicts(setting: Setting, repeats: int, bootstrap: bool) -> dict[str,
             result = difference(a, b, names)
         miou = result.miou
         spread.append((miou.se_images, miou.se_seeds, miou.value))
-        found["ours"] += miou.differs
-        found["categories"] += any(one.differs for one in result.iou.values())
+        found["ours"] += beside_zero(miou)
+        found["categories"] += any(map(beside_zero, result.iou.values()))
         parts = spied.call_args.args[0]  # of mIoU, which comes last
         df = sum(v for v, _, _ in parts) ** 2 / sum(v**2 / df for v, df, _ in parts)
         found["satterthwaite"] += 2 * stdtr(df, -abs(miou.value) / miou.se) < 0.05
@@ -218,7 +223,7 @@ def print_power(repeats: int) -> None:
                     ]
                     seen = np.mean([one.low > 0 for one in all_of])
                     if true == 0:
-                        seen = np.mean([one.differs for one in all_of])
+                        seen = np.mean([beside_zero(one) for one in all_of])
                     holds = np.mean([one.low <= true <= one.high for one in all_of])
                     half = np.median([one.high - one.low for one in all_of]) / 2
                     line += f"{f'{100 * seen:.0f} / {100 * holds:.0f} / {100 * half:.1f}':>18}"
