@@ -222,9 +222,14 @@ class _Request:
             return True
         if not name.startswith(f"{key}."):
             return False
-        *above, last = name.removeprefix(f"{key}.").split(".")
-        section = validate.get(self.data, (*path, *above))
-        return section is None or (isinstance(section, dict) and last in section)
+        value = validate.get(self.data, path)
+        for part in name.removeprefix(f"{key}.").split("."):
+            if value is None:  # a section that is to be null
+                return True
+            if not isinstance(value, dict) or part not in value:
+                return False
+            value = value[part]
+        return True
 
     def _split(self, key: str) -> tuple[str, ...]:
         """Names below `parameters` are dotted themselves: the longest known one wins."""

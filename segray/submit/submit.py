@@ -359,7 +359,8 @@ def _question(cluster: Cluster) -> str:
 
 def _check_token(cluster: Cluster, file: Path) -> None:
     """RequestError for a file that brings Ray's token to no node, which nothing else would tell."""
-    if TOKEN not in cluster["file_mounts"].values():
+    mounts = cluster["file_mounts"]
+    if TOKEN not in mounts.values() and "~/.ray/auth_token" not in mounts:
         raise RequestError(
             f"{file}: file_mounts: expected ~/.ray/auth_token: {TOKEN} among them, in the place of "
             "which segray puts the secret that Ray asks of whoever connects; without it no node "
