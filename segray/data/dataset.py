@@ -171,7 +171,7 @@ def few_samples(data: Data, ids: Collection[str]) -> Iterator[dict[str, Sample]]
         return
     found = survey(data)
     if not found.missing:
-        yield few(*read_splits(data))
+        yield few(*read_splits(data, version=found.version))
         return
     with tempfile.TemporaryDirectory(prefix="segray-") as folder:
         imitate(data, found.listing, Path(folder))

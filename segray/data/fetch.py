@@ -57,6 +57,11 @@ class Survey:
         """What is to be fetched."""
         return sum(file.bytes for file in self.missing.values())
 
+    @property
+    def version(self) -> str:
+        """What `fetch` is asked for, to get these files and no others."""
+        return _version(self.listing)
+
 
 _fetched: dict[tuple[Path, str], Fetched] = {}
 

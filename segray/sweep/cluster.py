@@ -40,6 +40,7 @@ _WORKERS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # ... and nothing here reacts to a cloud's notice of preemption.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # it would say each line of a trial's log twice
     # Tune runs each trial of a reused worker in a thread of its own, and glibc would give each of
     # the first 8 threads a core a heap that keeps what the trial freed: twice the memory.
     "MALLOC_ARENA_MAX": "2",
