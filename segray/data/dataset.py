@@ -25,7 +25,7 @@ from segray.config import Data, FoldersData, RequestError, ScenesData
 from segray.config.errors import MissingInput
 from segray.data import cityscapes, folders
 from segray.data.cache import RUN_LOCK, cache_root, is_whole, lock_path, open_cache
-from segray.data.fetch import FilesData, Survey, fetch, fetch_few, imitate, survey
+from segray.data.fetch import FilesData, Survey, fetch, fetch_few, imitate, is_fetched, survey
 from segray.data.pairs import PairReader
 from segray.data.remote import is_remote
 from segray.data.samples import Finding, Progress, Sample, Splits, refuse
@@ -166,7 +166,7 @@ def few_samples(data: Data, ids: Collection[str]) -> Iterator[dict[str, Sample]]
         found = (samples[position] for position in splits.test)
         return {sample.id: sample for sample in found if sample.id in ids}
 
-    if isinstance(data, ScenesData) or not is_remote(data.root):
+    if isinstance(data, ScenesData) or not is_remote(data.root) or is_fetched(data):
         yield few(*read_splits(data))
         return
     found = survey(data)

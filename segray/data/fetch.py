@@ -103,6 +103,12 @@ def fetch(data: FilesData, progress: Progress | None = None, version: str | None
     return found
 
 
+def is_fetched(data: FilesData) -> bool:
+    """Whether this process has fetched a section, and so `fetch` asks the store nothing more."""
+    folder = fetched_folder(data.root)
+    return (folder, _Scope(data).digest) in _fetched and folder.is_dir()
+
+
 def survey(data: FilesData) -> Survey:
     """Ask the store what a section needs, and look what of it is here; nothing is fetched.
 
